@@ -1,1 +1,11 @@
-//! See the crate description.
+//! The data plane of oxmesh: a sidecar proxy that reads Envoy's configuration language.
+//!
+//! The path of a request: accept → original destination → listener filters (detect TLS, HTTP, opaque) → filter chain →
+//! TLS accept, peer identity → network RBAC, connection limits → HTTP codec → snapshot loaded once → virtual host, route →
+//! RBAC → local limit → header edits → weighted target → deadline → retry → circuit permit → endpoint → pooled or new
+//! connection → stream both ways → observe, release.
+//!
+//! A module imports only what stands above it in this list: `config`, `body`, `telemetry`, `error`, `tls`, `upstream`,
+//! `snapshot`, `net`, `tcp`, `http`, `xds`, `bootstrap`, `admin`, `drain`, `app`.
+
+pub mod config;

@@ -1,0 +1,20 @@
+//! What was asked for, as data that cannot hold an invalid value, and the pure match functions over it.
+//!
+//! Nothing here knows tokio, sockets or protobuf: `xds::convert` makes these types, everything else reads them.
+//! All types are cheap to share (`Arc`) and comparable, so that a new snapshot can carry over what did not change.
+
+pub mod access_log;
+pub mod cluster;
+pub mod headers;
+pub mod http;
+pub mod listener;
+pub mod matcher;
+pub mod ratelimit;
+pub mod rbac;
+pub mod route;
+pub mod tls;
+
+use std::sync::Arc;
+
+/// A name shared by many owners: of a cluster, a route table, a listener, a secret.
+pub type Name = Arc<str>;
