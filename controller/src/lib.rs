@@ -1,1 +1,8 @@
-//! See the crate description.
+//! The control plane of oxmesh: Kubernetes objects in, xDS out.
+//!
+//! Objects come from a source, become an immutable mesh, and are rendered for each connected
+//! proxy; only what changed is sent. Identity comes from certificates, never from what a proxy says.
+
+pub mod identity;
+pub mod settings;
+pub mod xds;

@@ -1,0 +1,8 @@
+//! Who is who: names of identities, the built-in certificate authority, leaf certificates and
+//! their rotation.
+//!
+//! Owns no policy: who may talk to whom is the mesh's business. Private keys are never logged.
+
+pub mod name;
+
+pub use name::{NameError, ServiceIdentity, SidecarIdentity};

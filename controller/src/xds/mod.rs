@@ -1,0 +1,8 @@
+//! xDS, the server's side: which resources a proxy should have, and telling it.
+//!
+//! `session` is the protocol without any input or output, `cache` the hashed state of one proxy,
+//! `order` the order in which kinds are sent, `server` the gRPC service.
+
+mod order;
+
+pub use order::Kind;
