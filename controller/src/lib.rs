@@ -3,6 +3,7 @@
 //! Objects come from a source, become an immutable mesh, and are rendered for each connected
 //! proxy; only what changed is sent. Identity comes from certificates, never from what a proxy says.
 
+pub mod api;
 pub mod identity;
 pub mod settings;
 pub mod xds;

@@ -1,0 +1,48 @@
+//! `IngressBackend` (policy.openservicemesh.io/v1alpha1): opens a service to clients outside the mesh.
+
+use serde::{Deserialize, Serialize};
+
+use super::{KindRef, LocalRef, PolicyStatus, PortSpec, custom_kind};
+
+custom_kind!(
+    /// Opens services of its namespace to the sources.
+    IngressBackend, IngressBackendSpec, PolicyStatus
+);
+
+/// Which services, to whom.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct IngressBackendSpec {
+    /// The services that are opened.
+    pub backends: Vec<BackendSpec>,
+    /// Who may call: `Service`, `IPRange` or `AuthenticatedPrincipal`.
+    pub sources: Vec<KindRef>,
+    /// In OSM's schema, never implemented there.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub matches: Vec<LocalRef>,
+}
+
+/// One service that is opened.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct BackendSpec {
+    /// Name of the service.
+    pub name: String,
+    /// The service's *target* port and how clients speak to it: http or https.
+    pub port: PortSpec,
+    /// TLS of an https backend.
+    #[serde(default)]
+    pub tls: TlsSpec,
+}
+
+/// TLS towards ingress clients.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct TlsSpec {
+    /// Takes clients without a certificate.
+    #[serde(default)]
+    pub skip_client_cert_validation: bool,
+    /// Server names to which this applies.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sni_hosts: Vec<String>,
+}
