@@ -1,0 +1,43 @@
+# The two commands of the README are `make demo` and `make test`; the rest is for developers.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+CARGO ?= cargo
+# Where `make bench` writes its tables and plots.
+REPORT ?= target/report
+
+.PHONY: help demo test unit system fuzz lint fmt deny doc bench image clean tools
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+demo: ## build, then run the bookstore mesh until Ctrl-C
+	@tests/tools/install.sh demo
+	$(CARGO) build --locked --bins
+	@exec target/debug/oxmesh demo $(DEMO_ARGS)
+
+test: ## install what the tests need, run everything, list what was skipped
+	@tests/tools/install.sh test
+	@tests/tools/test.sh
+
+tools: ## install what tests and bench need (real Envoy, Python gRPC, …) under target/tools
+	@tests/tools/install.sh test
+
+lint: ## format, clippy, docs, licences
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --locked --document-private-items
+	@tests/tools/deny.sh
+
+fuzz: ## each fuzz target for a bounded number of inputs
+	CARGO_TARGET_DIR=target $(CARGO) test --locked --manifest-path tests/fuzz/Cargo.toml
+
+bench: ## paired measurements against real Envoy (and nginx, HAProxy); report in $(REPORT)
+	@tests/tools/install.sh bench
+	$(CARGO) build --locked --release -p oxmesh-proxy -p oxmesh-bench
+	target/release/oxmesh-bench run --report $(REPORT) $(BENCH_ARGS)
+
+image: ## the three small images from the Dockerfile
+	docker build --target proxy -t oxmesh/proxy . && docker build --target controller -t oxmesh/controller . && docker build --target init -t oxmesh/init .
+
+clean: ## remove build output
+	$(CARGO) clean

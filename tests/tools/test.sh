@@ -1,0 +1,27 @@
+#!/bin/bash
+# Runs every test and ends with a summary: what failed, and what was SKIPPED and why.
+set -uo pipefail
+cd "$(dirname "$0")/../.."
+mkdir -p target
+log=target/test.log; : > "$log"
+failed=0
+step() { # step NAME COMMAND…
+  local name=$1; shift
+  echo "== $name"
+  "$@" 2>&1 | tee -a "$log" | grep -vE '^(test .* \.\.\. ok|running [0-9]+ tests?|)$'
+  local rc=${PIPESTATUS[0]}
+  [[ $rc == 0 ]] || { failed=1; echo "== $name FAILED ($rc)"; }
+}
+step "build" cargo build --locked --workspace --bins
+step "unit and in-process tests" cargo test --locked --workspace --exclude oxmesh-tests
+step "the system" cargo test --locked -p oxmesh-tests -- --test-threads=2
+step "fuzz targets, bounded" env CARGO_TARGET_DIR=target cargo test --locked --manifest-path tests/fuzz/Cargo.toml
+
+passed=$(grep -hoE '[0-9]+ passed' "$log" | awk '{n += $1} END {print n + 0}')
+broken=$(grep -hoE '[0-9]+ failed' "$log" | awk '{n += $1} END {print n + 0}')
+skipped=$(grep -hcE '^test .*SKIPPED: ' "$log")
+echo
+echo "== summary"
+grep -hE '^test .*SKIPPED: ' "$log" | sed -E 's/^test /  /; s/ \.\.\. ignored$//' || true
+echo "$passed passed, $broken failed, $skipped skipped"
+exit $failed
