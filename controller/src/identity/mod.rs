@@ -3,6 +3,12 @@
 //!
 //! Owns no policy: who may talk to whom is the mesh's business. Private keys are never logged.
 
+pub mod ca;
+pub mod issuer;
+pub mod leaf;
 pub mod name;
 
+pub use ca::{Ca, CaError};
+pub use issuer::{Issuer, Policy};
+pub use leaf::{Leaf, LeafRequest};
 pub use name::{NameError, ServiceIdentity, SidecarIdentity};

@@ -20,10 +20,7 @@ pub struct ServiceIdentity {
 impl ServiceIdentity {
     /// An identity from its namespace and service account.
     pub fn new(namespace: impl Into<String>, service_account: impl Into<String>) -> Self {
-        Self {
-            namespace: namespace.into(),
-            service_account: service_account.into(),
-        }
+        Self { namespace: namespace.into(), service_account: service_account.into() }
     }
 
     /// `<sa>.<ns>.<trust domain>`: common name and DNS SAN of the leaf certificate.
@@ -33,10 +30,7 @@ impl ServiceIdentity {
 
     /// `spiffe://<trust domain>/<sa>/<ns>`, in OSM's order.
     pub fn spiffe_id(&self, trust_domain: &str) -> String {
-        format!(
-            "spiffe://{trust_domain}/{}/{}",
-            self.service_account, self.namespace
-        )
+        format!("spiffe://{trust_domain}/{}/{}", self.service_account, self.namespace)
     }
 }
 
@@ -83,23 +77,16 @@ impl SidecarIdentity {
     /// # Errors
     /// [`NameError`] if the name is of another trust domain or not a sidecar's.
     pub fn parse(name: &str, trust_domain: &str) -> Result<Self, NameError> {
-        let own = name
-            .strip_suffix(trust_domain)
-            .and_then(|rest| rest.strip_suffix('.'))
-            .ok_or_else(|| NameError::ForeignTrustDomain {
-                name: name.to_owned(),
-                trust_domain: trust_domain.to_owned(),
-            })?;
+        let own = name.strip_suffix(trust_domain).and_then(|rest| rest.strip_suffix('.')).ok_or_else(|| {
+            NameError::ForeignTrustDomain { name: name.to_owned(), trust_domain: trust_domain.to_owned() }
+        })?;
         let mut parts = own.splitn(3, '.');
         let (uuid, kind, rest) = (parts.next(), parts.next(), parts.next());
         match (uuid, kind, rest.and_then(|r| r.rsplit_once('.'))) {
             (Some(uuid), Some(KIND), Some((account, namespace)))
                 if !uuid.is_empty() && !account.is_empty() && !namespace.is_empty() =>
             {
-                Ok(Self {
-                    uuid: uuid.to_owned(),
-                    service: ServiceIdentity::new(namespace, account),
-                })
+                Ok(Self { uuid: uuid.to_owned(), service: ServiceIdentity::new(namespace, account) })
             }
             _ => Err(NameError::NotASidecar(name.to_owned())),
         }
@@ -122,10 +109,7 @@ mod tests {
     #[test]
     fn a_sidecar_name_survives_the_way_through_a_certificate() {
         for account in ["bookbuyer", "dotted.account.name"] {
-            let id = SidecarIdentity {
-                uuid: "8281f730-d0ba".into(),
-                service: ServiceIdentity::new("shop", account),
-            };
+            let id = SidecarIdentity { uuid: "8281f730-d0ba".into(), service: ServiceIdentity::new("shop", account) };
             let name = id.common_name("cluster.local");
             assert_eq!(SidecarIdentity::parse(&name, "cluster.local"), Ok(id));
         }

@@ -22,13 +22,7 @@ pub enum Kind {
 
 impl Kind {
     /// Every kind in push order: CDS, EDS, LDS, RDS, SDS.
-    pub const ALL: [Self; 5] = [
-        Self::Cluster,
-        Self::Endpoint,
-        Self::Listener,
-        Self::Route,
-        Self::Secret,
-    ];
+    pub const ALL: [Self; 5] = [Self::Cluster, Self::Endpoint, Self::Listener, Self::Route, Self::Secret];
 
     /// The type URL on the wire.
     pub fn type_url(self) -> &'static str {
@@ -37,9 +31,7 @@ impl Kind {
             Self::Endpoint => "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment",
             Self::Listener => "type.googleapis.com/envoy.config.listener.v3.Listener",
             Self::Route => "type.googleapis.com/envoy.config.route.v3.RouteConfiguration",
-            Self::Secret => {
-                "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret"
-            }
+            Self::Secret => "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret",
         }
     }
 
