@@ -6,6 +6,8 @@
 //! connection → stream both ways → observe, release.
 //!
 //! A module imports only what stands above it in this list: `config`, `body`, `telemetry`, `error`, `tls`, `upstream`,
-//! `snapshot`, `net`, `tcp`, `http`, `xds`, `bootstrap`, `admin`, `drain`, `app`.
+//! `drain`, `snapshot`, `net`, `tcp`, `http`, `xds`, `bootstrap`, `admin`, `app`.
 
 pub mod config;
+pub mod drain;
+pub mod snapshot;

@@ -1,0 +1,121 @@
+//! What is in force: configuration joined with its runtime state, immutable, swapped as a whole.
+//!
+//! `xds::assemble` makes snapshots on the control thread; connections and requests load the current one once and hold
+//! it. Parts that did not change are the same `Arc` in the next snapshot, so a push cuts nothing and forgets nothing.
+
+use std::{collections::HashMap, sync::Arc};
+
+use arc_swap::ArcSwap;
+use tokio::sync::watch;
+
+use crate::{
+    config::{self, Name},
+    drain::Drain,
+};
+
+/// Everything in force at one moment.
+#[derive(Debug, Default)]
+pub struct Snapshot {
+    /// Grows by one with each publication; 0 is the empty snapshot before the first.
+    pub version: u64,
+    /// By name. A listener whose routes have not come is not here, so that it does not listen.
+    pub listeners: HashMap<Name, Arc<Listener>>,
+    /// Route tables of RDS, by name. Tables written in place live in their chain.
+    pub routes: HashMap<Name, Arc<Routes>>,
+}
+
+/// A listener with its runtime state. A new one is made when anything but its chains changes.
+#[derive(Debug)]
+pub struct Listener {
+    /// What was asked for.
+    pub config: Arc<config::listener::Listener>,
+    /// In the order of [`config::listener::Listener::chains`].
+    pub chains: Vec<Arc<Chain>>,
+    /// Used when no chain matches.
+    pub default_chain: Option<Arc<Chain>>,
+    /// Begins when the listener is removed or replaced.
+    pub drain: Drain,
+}
+
+/// A filter chain with its runtime state. The same `Arc` for as long as its configuration and secrets stay equal.
+#[derive(Debug)]
+pub struct Chain {
+    /// What was asked for.
+    pub config: Arc<config::listener::FilterChain>,
+    /// Begins when the chain vanishes or changes; a child of the listener's.
+    pub drain: Drain,
+}
+
+/// A route table with what its routes keep between requests.
+#[derive(Debug)]
+pub struct Routes {
+    /// What was asked for.
+    pub table: Arc<config::route::RouteTable>,
+}
+
+/// The current snapshot and the news of its change. Clones share.
+#[derive(Clone, Debug)]
+pub struct Store {
+    current: Arc<ArcSwap<Snapshot>>,
+    version: watch::Sender<u64>,
+}
+
+impl Default for Store {
+    fn default() -> Self {
+        Self { current: Arc::default(), version: watch::Sender::new(0) }
+    }
+}
+
+impl Store {
+    /// Holds the empty snapshot.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// What is in force now. Load once per request or connection and keep it: two loads may differ.
+    #[must_use]
+    pub fn current(&self) -> Arc<Snapshot> {
+        self.current.load_full()
+    }
+
+    /// Puts a snapshot in force and gives it the next version. Called by the control thread alone.
+    pub fn publish(&self, mut next: Snapshot) -> Arc<Snapshot> {
+        next.version = self.current.load().version + 1;
+        let next = Arc::new(next);
+        self.current.store(Arc::clone(&next));
+        self.version.send_replace(next.version);
+        next
+    }
+
+    /// Tells of each publication, by version.
+    #[must_use]
+    pub fn changed(&self) -> watch::Receiver<u64> {
+        self.version.subscribe()
+    }
+}
+
+/// What every part of the process shares; passed down, never global.
+#[derive(Debug, Default)]
+pub struct Shared {
+    /// What is in force.
+    pub store: Store,
+    /// The end of the process.
+    pub drain: Drain,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Snapshot, Store};
+
+    #[test]
+    fn a_publication_is_seen_by_readers_and_watchers_while_old_readers_keep_theirs() {
+        let store = Store::new();
+        let mut news = store.changed();
+        let old = store.current();
+        store.publish(Snapshot::default());
+        store.publish(Snapshot::default());
+        assert!(news.has_changed().unwrap());
+        assert_eq!((old.version, store.current().version, *news.borrow_and_update()), (0, 2, 2));
+    }
+}
