@@ -6,12 +6,14 @@
 pub mod access_log;
 pub mod cluster;
 pub mod headers;
+pub mod hosts;
 pub mod http;
 pub mod listener;
 pub mod matcher;
 pub mod ratelimit;
 pub mod rbac;
 pub mod route;
+pub mod route_match;
 pub mod tls;
 
 use std::sync::Arc;
