@@ -5,5 +5,6 @@
 
 pub mod api;
 pub mod identity;
+pub mod mesh;
 pub mod settings;
 pub mod xds;

@@ -7,6 +7,9 @@ use ipnet::Ipv4Net;
 /// Facts of the installation that rules and rendering need.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
+    /// The mesh's name: namespaces with the label `openservicemesh.io/monitored-by: <name>` belong to it.
+    /// Default `osm`.
+    pub mesh_name: String,
     /// The last part of every identity: `<serviceAccount>.<namespace>.<trust domain>`.
     /// Default `cluster.local`.
     pub trust_domain: String,
@@ -20,6 +23,7 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Self {
+            mesh_name: "osm".to_owned(),
             trust_domain: "cluster.local".to_owned(),
             osm_namespace: "osm-system".to_owned(),
             service_cidr: Ipv4Net::new([10, 96, 0, 0].into(), 16).expect("16 is a prefix length"),

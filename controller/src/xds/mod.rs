@@ -3,6 +3,7 @@
 //! `session` is the protocol without any input or output, `cache` the hashed state of one proxy,
 //! `order` the order in which kinds are sent, `server` the gRPC service.
 
+pub mod build;
 mod order;
 
 pub use order::Kind;
