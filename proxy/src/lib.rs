@@ -8,6 +8,8 @@
 //! A module imports only what stands above it in this list: `config`, `body`, `telemetry`, `error`, `tls`, `upstream`,
 //! `drain`, `snapshot`, `net`, `tcp`, `http`, `xds`, `bootstrap`, `admin`, `app`.
 
+pub mod body;
 pub mod config;
 pub mod drain;
 pub mod snapshot;
+pub mod tls;
