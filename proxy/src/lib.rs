@@ -11,5 +11,7 @@
 pub mod body;
 pub mod config;
 pub mod drain;
+pub mod error;
+pub mod http;
 pub mod snapshot;
 pub mod tls;

@@ -5,6 +5,7 @@
 
 pub mod access_log;
 pub mod cluster;
+pub mod flags;
 pub mod headers;
 pub mod hosts;
 pub mod http;
