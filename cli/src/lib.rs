@@ -1,1 +1,5 @@
-//! See the crate description.
+//! The command line of oxmesh, and the pods that its demo, `oxmesh run` and the system's tests
+//! are made of.
+
+pub mod apps;
+pub mod pod;

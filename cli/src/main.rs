@@ -1,2 +1,2 @@
-//! Entry point.
+//! `oxmesh`: see [`oxmesh::commands`].
 fn main() {}

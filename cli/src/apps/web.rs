@@ -1,0 +1,129 @@
+//! HTTP for the applications: a server that never ends, and one request per connection.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use bytes::Bytes;
+use http::{HeaderMap, Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt as _, Empty, Full};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::timeout;
+
+use super::counters::Counters;
+
+const CALL_LIMIT: Duration = Duration::from_secs(5);
+
+pub(super) type Answer = Response<Full<Bytes>>;
+
+pub(super) fn answer(status: StatusCode, text: impl Into<Bytes>) -> Answer {
+    let mut response = Response::new(Full::new(text.into()));
+    *response.status_mut() = status;
+    response
+}
+
+/// The answer for `/`.
+pub(super) fn show(counters: &Counters) -> Answer {
+    let text = serde_json::to_string(&counters.snapshot()).expect("counts can be written as JSON");
+    answer(StatusCode::OK, text)
+}
+
+/// Listens on all addresses of both families, or of IPv4 where that is all there is.
+pub(super) async fn listen(port: u16) -> anyhow::Result<TcpListener> {
+    match TcpListener::bind(("::", port)).await {
+        Ok(listener) => Ok(listener),
+        Err(_) => TcpListener::bind(("0.0.0.0", port))
+            .await
+            .with_context(|| format!("listening on port {port}")),
+    }
+}
+
+/// Serves HTTP/1 for ever.
+pub(super) async fn serve<F>(
+    port: u16,
+    handle: impl Fn(Request<Incoming>) -> F + Send + Sync + 'static,
+) -> anyhow::Result<()>
+where
+    F: Future<Output = Answer> + Send + 'static,
+{
+    let listener = listen(port).await?;
+    let handle = Arc::new(handle);
+    loop {
+        let (stream, _) = listener.accept().await.context("accepting a connection")?;
+        let handle = Arc::clone(&handle);
+        let service = service_fn(move |request| {
+            let answer = handle(request);
+            async move { Ok::<_, Infallible>(answer.await) }
+        });
+        tokio::spawn(async move {
+            let served = hyper::server::conn::http1::Builder::new()
+                .serve_connection(TokioIo::new(stream), service);
+            if let Err(error) = served.await {
+                eprintln!("a connection ended early: {error}");
+            }
+        });
+    }
+}
+
+/// What came back from a call.
+pub(super) struct Reply {
+    pub status: StatusCode,
+    pub headers: HeaderMap,
+    pub body: Bytes,
+}
+
+/// One request on a connection of its own, with a limit of 5 s.
+///
+/// # Errors
+/// The reason in a few words: `connection refused`, `no answer within 5s`.
+pub(super) async fn call(
+    method: Method,
+    host: &str,
+    path: &str,
+    headers: &[(&'static str, &str)],
+) -> Result<Reply, String> {
+    match timeout(CALL_LIMIT, exchange(method, host, path, headers)).await {
+        Ok(Ok(reply)) => Ok(reply),
+        Ok(Err(error)) => Err(root_cause(&error)),
+        Err(_) => Err(format!("no answer within {CALL_LIMIT:?}")),
+    }
+}
+
+async fn exchange(
+    method: Method,
+    host: &str,
+    path: &str,
+    headers: &[(&'static str, &str)],
+) -> anyhow::Result<Reply> {
+    let stream = TcpStream::connect(host).await?;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    // Ends with the answer, or with an error that the request sees as well.
+    let connection = tokio::spawn(connection);
+    let mut request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header(http::header::HOST, host)
+        .header(http::header::USER_AGENT, "Go-http-client/1.1");
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    let response = sender.send_request(request.body(Empty::<Bytes>::new())?).await?;
+    let (parts, body) = response.into_parts();
+    let body = body.collect().await?.to_bytes();
+    connection.abort();
+    Ok(Reply { status: parts.status, headers: parts.headers, body })
+}
+
+/// The innermost error, without the system's number: `Connection refused`.
+fn root_cause(error: &anyhow::Error) -> String {
+    let text = error.root_cause().to_string();
+    match text.split_once(" (os error") {
+        Some((words, _)) => words.to_lowercase(),
+        None => text,
+    }
+}

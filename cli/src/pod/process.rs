@@ -1,0 +1,174 @@
+//! A process in a pod: its log, its signals, its end.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io::{Read as _, Seek as _, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::process::{Child, Command};
+use tokio::time::{Instant, sleep, timeout};
+
+use super::PodError;
+
+/// A running process in a pod. Killed when dropped.
+#[derive(Debug)]
+pub struct Process {
+    name: String,
+    child: Child,
+    log: PathBuf,
+}
+
+impl Process {
+    /// Starts a command made by [`super::Namespace::command`], with its output in `log`.
+    ///
+    /// # Errors
+    /// [`PodError::Spawn`], [`PodError::File`].
+    pub(crate) fn spawn(name: &str, mut command: Command, log: PathBuf) -> Result<Self, PodError> {
+        let file = File::create(&log).map_err(PodError::file("create", &log))?;
+        let errors = file.try_clone().map_err(PodError::file("open", &log))?;
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(file)
+            .stderr(errors)
+            .spawn()
+            .map_err(|error| tools_missing(&command, error))?;
+        Ok(Self { name: name.to_owned(), child, log })
+    }
+
+    /// Its name for messages.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The file that holds what it printed.
+    #[must_use]
+    pub fn log(&self) -> &Path {
+        &self.log
+    }
+
+    /// Its id as seen from here, once it has started.
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        child_of(self.child.id()?)
+    }
+
+    /// Sends a signal; `false` when there is nobody to take it.
+    pub fn signal(&self, signal: Signal) -> bool {
+        let pid = self.pid().and_then(|pid| Pid::from_raw(pid.cast_signed()));
+        pid.is_some_and(|pid| kill_process(pid, signal).is_ok())
+    }
+
+    /// How it ended, or `None` while it runs.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().ok().flatten()
+    }
+
+    /// Waits for its end.
+    ///
+    /// # Errors
+    /// The system's, when the process can't be waited for.
+    pub async fn wait(&mut self) -> std::io::Result<ExitStatus> {
+        self.child.wait().await
+    }
+
+    /// Asks it to end (SIGTERM), and kills it after `grace`.
+    pub async fn stop(&mut self, grace: Duration) -> Option<ExitStatus> {
+        self.signal(Signal::TERM);
+        if let Ok(status) = timeout(grace, self.child.wait()).await {
+            return status.ok();
+        }
+        self.signal(Signal::KILL);
+        self.child.wait().await.ok()
+    }
+
+    /// The last lines that it printed, at most 8 KiB.
+    #[must_use]
+    pub fn log_tail(&self, lines: usize) -> String {
+        tail(&self.log, lines)
+    }
+
+    /// An error that names the process, how it ended and its last words.
+    #[must_use]
+    pub fn failure(&self, status: ExitStatus) -> PodError {
+        PodError::Command {
+            command: self.name.clone(),
+            status: status.to_string(),
+            stderr: format!("{} (log: {})", self.log_tail(5), self.log.display()),
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if self.ended().is_none() {
+            self.signal(Signal::KILL);
+        }
+    }
+}
+
+/// Polls `probe` every 20 ms until it gives a value; the error of the last try tells why not.
+///
+/// # Errors
+/// [`PodError::Timeout`] after `limit`.
+pub async fn until<T, F>(what: &str, limit: Duration, mut probe: F) -> Result<T, PodError>
+where
+    F: AsyncFnMut() -> Result<T, PodError>,
+{
+    let deadline = Instant::now() + limit;
+    loop {
+        match probe().await {
+            Ok(value) => return Ok(value),
+            Err(error) if Instant::now() >= deadline => {
+                return Err(PodError::Timeout {
+                    what: what.to_owned(),
+                    limit,
+                    detail: format!(": {error}"),
+                });
+            }
+            Err(_) => sleep(Duration::from_millis(20)).await,
+        }
+    }
+}
+
+pub(crate) fn tools_missing(command: &Command, error: std::io::Error) -> PodError {
+    PodError::Spawn {
+        program: command.as_std().get_program().to_string_lossy().into_owned(),
+        error,
+        hint: "install util-linux and iproute2".into(),
+    }
+}
+
+/// The first child of a process. `nsenter` and `unshare` have exactly one.
+pub(crate) fn child_of(parent: u32) -> Option<u32> {
+    let parents: HashMap<u32, u32> = fs::read_dir("/proc")
+        .ok()?
+        .flatten()
+        .filter_map(|entry| {
+            let pid = entry.file_name().to_str()?.parse().ok()?;
+            let stat = fs::read_to_string(entry.path().join("stat")).ok()?;
+            // The name in parentheses may hold anything; the parent is the second field after it.
+            let parent = stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()?;
+            Some((parent, pid))
+        })
+        .collect();
+    parents.get(&parent).copied()
+}
+
+pub(crate) fn tail(log: &Path, lines: usize) -> String {
+    const MOST: u64 = 8 << 10;
+    let read = || -> std::io::Result<String> {
+        let mut file = File::open(log)?;
+        let length = file.metadata()?.len();
+        file.seek(SeekFrom::Start(length.saturating_sub(MOST)))?;
+        let mut bytes = Vec::new();
+        file.take(MOST).read_to_end(&mut bytes)?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    };
+    let text = read().unwrap_or_default();
+    let all: Vec<&str> = text.lines().collect();
+    all[all.len().saturating_sub(lines)..].join("\n")
+}
