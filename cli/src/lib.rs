@@ -2,4 +2,5 @@
 //! are made of.
 
 pub mod apps;
+pub mod commands;
 pub mod pod;

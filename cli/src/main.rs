@@ -1,2 +1,7 @@
 //! `oxmesh`: see [`oxmesh::commands`].
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    oxmesh::commands::main()
+}

@@ -65,9 +65,7 @@ impl Store {
                 self.sold.fetch_add(1, Ordering::Relaxed);
                 web::answer(StatusCode::OK, "")
             }
-            Err(reason) => {
-                web::answer(StatusCode::INTERNAL_SERVER_ERROR, format!("restocking: {reason}"))
-            }
+            Err(reason) => web::answer(StatusCode::INTERNAL_SERVER_ERROR, format!("restocking: {reason}")),
         }
     }
 }

@@ -8,8 +8,8 @@ use http::{Method, StatusCode};
 use super::counters::Counters;
 use super::web;
 
-/// Buys for ever, one line per attempt. OSM's demo sends the header `client-app: bookbuyer` from
-/// the thief too: the thief is told by its certificate, not by what it says.
+/// Buys for ever, one line per attempt. The thief, too, says that it is `client-app: bookbuyer`:
+/// it is told by its certificate, not by what it says.
 pub(super) async fn run(app: &str, store: &str, port: u16, pause: Duration) -> anyhow::Result<()> {
     let counters = Arc::new(Counters::new(app));
     let shown = Arc::clone(&counters);

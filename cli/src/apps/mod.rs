@@ -16,6 +16,8 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 
+pub use counters::Counts;
+
 /// Which application to run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum App {
@@ -65,8 +67,7 @@ pub struct AppArgs {
 /// When it can't listen.
 pub async fn run(args: AppArgs) -> anyhow::Result<()> {
     let port = args.port.unwrap_or(if args.app == App::Bookdb { 3306 } else { 14001 });
-    let pause = Duration::try_from_secs_f64(args.pause)
-        .with_context(|| format!("a pause of {} s", args.pause))?;
+    let pause = Duration::try_from_secs_f64(args.pause).with_context(|| format!("a pause of {} s", args.pause))?;
     let store = format!("{}.{}:14001", args.bookstore, args.bookstore_namespace);
     let warehouse = format!("bookwarehouse.{}:14001", args.bookwarehouse_namespace);
     match args.app {

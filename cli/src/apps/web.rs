@@ -36,9 +36,7 @@ pub(super) fn show(counters: &Counters) -> Answer {
 pub(super) async fn listen(port: u16) -> anyhow::Result<TcpListener> {
     match TcpListener::bind(("::", port)).await {
         Ok(listener) => Ok(listener),
-        Err(_) => TcpListener::bind(("0.0.0.0", port))
-            .await
-            .with_context(|| format!("listening on port {port}")),
+        Err(_) => TcpListener::bind(("0.0.0.0", port)).await.with_context(|| format!("listening on port {port}")),
     }
 }
 
@@ -60,8 +58,7 @@ where
             async move { Ok::<_, Infallible>(answer.await) }
         });
         tokio::spawn(async move {
-            let served = hyper::server::conn::http1::Builder::new()
-                .serve_connection(TokioIo::new(stream), service);
+            let served = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
             if let Err(error) = served.await {
                 eprintln!("a connection ended early: {error}");
             }
@@ -93,15 +90,9 @@ pub(super) async fn call(
     }
 }
 
-async fn exchange(
-    method: Method,
-    host: &str,
-    path: &str,
-    headers: &[(&'static str, &str)],
-) -> anyhow::Result<Reply> {
+async fn exchange(method: Method, host: &str, path: &str, headers: &[(&'static str, &str)]) -> anyhow::Result<Reply> {
     let stream = TcpStream::connect(host).await?;
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     // Ends with the answer, or with an error that the request sees as well.
     let connection = tokio::spawn(connection);
     let mut request = Request::builder()

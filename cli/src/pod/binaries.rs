@@ -38,17 +38,17 @@ impl Binaries {
     /// # Errors
     /// [`PodError::Spawn`] with where it was looked for.
     pub fn find(&self, program: &str) -> Result<PathBuf, PodError> {
-        self.folders
-            .iter()
-            .map(|folder| folder.join(program))
-            .find(|path| path.is_file())
-            .ok_or_else(|| PodError::Spawn {
+        self.folders.iter().map(|folder| folder.join(program)).find(|path| path.is_file()).ok_or_else(|| {
+            PodError::Spawn {
                 program: program.to_owned(),
                 error: std::io::ErrorKind::NotFound.into(),
                 hint: match program {
                     "envoy" => "put envoy into PATH, or use --data-plane oxmesh".into(),
-                    _ => format!("looked beside oxmesh and in PATH; install {program}, or in the source tree: cargo build"),
+                    _ => format!(
+                        "looked beside oxmesh and in PATH; install {program}, or in the source tree: cargo build"
+                    ),
                 },
-            })
+            }
+        })
     }
 }

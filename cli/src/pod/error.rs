@@ -40,7 +40,9 @@ pub enum PodError {
         error: io::Error,
     },
     /// A namespace could not be made.
-    #[error("can't make namespaces for {name}: {reason} (run as root, or allow user namespaces: sysctl user.max_user_namespaces, kernel.apparmor_restrict_unprivileged_userns=0)")]
+    #[error(
+        "can't make namespaces for {name}: {reason} (run as root, or allow user namespaces: sysctl user.max_user_namespaces, kernel.apparmor_restrict_unprivileged_userns=0)"
+    )]
     Namespace {
         /// The pod, or `node`.
         name: String,

@@ -47,10 +47,13 @@ mod tests {
         let services = [service("shop", "10.96.0.1"), service("lab", "10.96.0.2")];
         let text = render("p-1", "shop", &["10.244.0.2".parse().expect("an address")], &services);
         let lines: Vec<&str> = text.lines().skip(2).collect();
-        assert_eq!(lines, [
-            "10.244.0.2 p-1",
-            "10.96.0.1 web.shop.svc.cluster.local web.shop.svc web.shop web",
-            "10.96.0.2 web.lab.svc.cluster.local web.lab.svc web.lab",
-        ]);
+        assert_eq!(
+            lines,
+            [
+                "10.244.0.2 p-1",
+                "10.96.0.1 web.shop.svc.cluster.local web.shop.svc web.shop web",
+                "10.96.0.2 web.lab.svc.cluster.local web.lab.svc web.lab",
+            ]
+        );
     }
 }

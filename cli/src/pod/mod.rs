@@ -31,5 +31,5 @@ pub use namespace::{Namespace, User};
 pub use plan::Addresses;
 pub use pod::{DataPlane, Pod, PodSpec};
 pub use privilege::Exempt;
-pub use process::Process;
+pub use process::{Process, until};
 pub use topology::{Topology, TopologyOptions};

@@ -77,10 +77,7 @@ impl Namespace {
             .process_group(0)
             .kill_on_drop(true);
         let mut keeper = command.spawn().map_err(|e| process::tools_missing(&command, e))?;
-        let failed = || PodError::Namespace {
-            name: name.to_owned(),
-            reason: process::tail(&log, 3),
-        };
+        let failed = || PodError::Namespace { name: name.to_owned(), reason: process::tail(&log, 3) };
         let stdout = keeper.stdout.take().ok_or_else(failed)?;
         let first = timeout(START_LIMIT, BufReader::new(stdout).lines().next_line()).await;
         let ready = matches!(first, Ok(Ok(Some(line))) if line == "ready");
@@ -154,20 +151,13 @@ impl Namespace {
     ) -> Result<String, PodError> {
         let (program, args) = argv.split_first().expect("a command has a program");
         let mut command = self.command(user, program);
-        command
-            .args(args)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
+        command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().map_err(|e| process::tools_missing(&command, e))?;
         if let Some(mut pipe) = child.stdin.take() {
             // One that ends without reading says why on its standard error.
             let _ = pipe.write_all(stdin.as_bytes()).await;
         }
-        let output = child
-            .wait_with_output()
-            .await
-            .map_err(|e| process::tools_missing(&command, e))?;
+        let output = child.wait_with_output().await.map_err(|e| process::tools_missing(&command, e))?;
         if output.status.success() {
             return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
         }
@@ -205,17 +195,13 @@ impl Namespace {
             let stream = self.dial(target).await?;
             get(stream, target, path).await.map_err(|error| self.unreachable(target, &error))
         };
-        timeout(HTTP_LIMIT, exchange).await.unwrap_or_else(|_| {
-            Err(self.unreachable(target, &format!("no answer within {HTTP_LIMIT:?}")))
-        })
+        timeout(HTTP_LIMIT, exchange)
+            .await
+            .unwrap_or_else(|_| Err(self.unreachable(target, &format!("no answer within {HTTP_LIMIT:?}"))))
     }
 
     fn unreachable(&self, target: &str, reason: &dyn std::fmt::Display) -> PodError {
-        PodError::Unreachable {
-            name: self.name.clone(),
-            target: target.to_owned(),
-            reason: reason.to_string(),
-        }
+        PodError::Unreachable { name: self.name.clone(), target: target.to_owned(), reason: reason.to_string() }
     }
 }
 

@@ -38,8 +38,7 @@ impl Addresses {
     /// The IPv6 address, where the kernel has IPv6.
     #[must_use]
     pub fn v6(self) -> Option<Ipv6Addr> {
-        self.dual
-            .then(|| Ipv6Addr::new(0xfd00, 0x244, 0, 0, 0, 0, 0, self.number))
+        self.dual.then(|| Ipv6Addr::new(0xfd00, 0x244, 0, 0, 0, 0, 0, self.number))
     }
 
     /// All addresses, IPv4 first.
@@ -59,7 +58,7 @@ impl Addresses {
             self.v4()
         );
         if let Some(v6) = self.v6() {
-            commands += &format!("-6 addr add {v6}/64 dev br0 nodad\n");
+            commands += &format!("addr add {v6}/64 dev br0 nodad\n");
         }
         commands
     }
@@ -69,7 +68,7 @@ impl Addresses {
     pub(crate) fn join_links(self, pid: u32) -> String {
         let number = self.number;
         format!(
-            "link add v{number} type veth peer name eth0 netns {pid}\n\
+            "link add v{number} type veth peer name eth0 netns /proc/{pid}/ns/net\n\
              link set v{number} master br0 up\n"
         )
     }
@@ -86,9 +85,7 @@ impl Addresses {
             node.v4()
         );
         if let (Some(v6), Some(gateway)) = (self.v6(), node.v6()) {
-            commands += &format!(
-                "-6 addr add {v6}/64 dev eth0 nodad\n-6 route add default via {gateway}\n"
-            );
+            commands += &format!("addr add {v6}/64 dev eth0 nodad\nroute add default via {gateway}\n");
         }
         commands
     }
@@ -110,7 +107,7 @@ mod tests {
     fn a_kernel_without_ipv6_gets_no_ipv6_commands() {
         let (node, pod) = (Addresses::new(NODE, false), Addresses::new(2, false));
         for commands in [node.node_links(), pod.pod_links(node)] {
-            assert!(!commands.contains("-6"), "{commands}");
+            assert!(!commands.contains("fd00"), "{commands}");
         }
     }
 }

@@ -87,11 +87,7 @@ impl Drop for Reserved {
 }
 
 impl Pod {
-    pub(crate) async fn create(
-        topology: &Topology,
-        spec: PodSpec,
-        addresses: Addresses,
-    ) -> Result<Self, PodError> {
+    pub(crate) async fn create(topology: &Topology, spec: PodSpec, addresses: Addresses) -> Result<Self, PodError> {
         let reserved = Reserved(address_file(topology.folder(), addresses.number()));
         let folder = topology.folder().join("pods").join(&spec.name);
         super::folder::create(&folder)?;
@@ -204,7 +200,8 @@ impl Pod {
             .env("POD_IP", self.ip().to_string())
             .env("SERVICE_ACCOUNT", &self.spec.service_account);
         if data_plane == DataPlane::Envoy {
-            command.arg("--disable-hot-restart");
+            // Its default flushes access logs every 10 s.
+            command.args(["--disable-hot-restart", "--file-flush-interval-msec", "100"]);
         } else if self.exempt == Exempt::Mark {
             command.args(["--upstream-mark", &PROXY_MARK.to_string()]);
         }
@@ -216,11 +213,7 @@ impl Pod {
     ///
     /// # Errors
     /// [`PodError::Spawn`], [`PodError::File`].
-    pub fn spawn_app<S: AsRef<OsStr>>(
-        &self,
-        argv: &[S],
-        env: &[(String, String)],
-    ) -> Result<Process, PodError> {
+    pub fn spawn_app<S: AsRef<OsStr>>(&self, argv: &[S], env: &[(String, String)]) -> Result<Process, PodError> {
         let (program, args) = argv.split_first().expect("a command has a program");
         let mut command = self.namespace.command(self.app_user(), self.program(program.as_ref()));
         command.args(args).envs(env.iter().map(|(name, value)| (name, value)));
@@ -338,10 +331,8 @@ impl Pod {
 /// Gives a folder and the files in it to a user, and closes them to all others.
 fn give(folder: &Path, id: u32) -> Result<(), PodError> {
     let owner = (Some(Uid::from_raw(id)), Some(Gid::from_raw(id)));
-    let give = |path: &Path| {
-        chown(path, owner.0, owner.1)
-            .map_err(|error| PodError::file("give away", path)(error.into()))
-    };
+    let give =
+        |path: &Path| chown(path, owner.0, owner.1).map_err(|error| PodError::file("give away", path)(error.into()));
     for entry in fs::read_dir(folder).map_err(PodError::file("read", folder))? {
         let entry = entry.map_err(PodError::file("read", folder))?;
         give(&entry.path())?;

@@ -39,7 +39,9 @@ impl Exempt {
     pub fn describe(self) -> &'static str {
         match self {
             Self::Uid => "sidecars run as user id 1500",
-            Self::Mark => "one user id alone: sidecars are told by socket mark 1500 (for user ids of their own: root, or newuidmap and an entry in /etc/subuid)",
+            Self::Mark => {
+                "one user id alone: sidecars are told by socket mark 1500 (for user ids of their own: root, or newuidmap and an entry in /etc/subuid)"
+            }
         }
     }
 }
@@ -62,24 +64,16 @@ pub fn is_root() -> bool {
 /// only when that fails.
 #[must_use]
 pub fn enter_user_namespace() -> PodError {
-    let attempts: [&[&str]; 2] =
-        [&["--user", "--map-root-user", "--map-auto"], &["--user", "--map-root-user"]];
+    let attempts: [&[&str]; 2] = [&["--user", "--map-root-user", "--map-auto"], &["--user", "--map-root-user"]];
     let mut reason = String::new();
     for flags in attempts {
-        let probe = Command::new("unshare")
-            .args(flags)
-            .args(["--net", "--mount", "true"])
-            .stdin(Stdio::null())
-            .output();
+        let probe =
+            Command::new("unshare").args(flags).args(["--net", "--mount", "true"]).stdin(Stdio::null()).output();
         match probe {
             Ok(output) if output.status.success() => return exec_self(flags),
             Ok(output) => reason = String::from_utf8_lossy(&output.stderr).trim().to_owned(),
             Err(error) => {
-                return PodError::Spawn {
-                    program: "unshare".into(),
-                    error,
-                    hint: "install util-linux".into(),
-                };
+                return PodError::Spawn { program: "unshare".into(), error, hint: "install util-linux".into() };
             }
         }
     }
@@ -106,9 +100,7 @@ fn exec_self(flags: &[&str]) -> PodError {
 fn maps(map: &str, id: u32) -> bool {
     map.lines().any(|line| {
         let mut numbers = line.split_whitespace().map(str::parse::<u64>);
-        let (Some(Ok(first)), Some(Ok(_)), Some(Ok(count))) =
-            (numbers.next(), numbers.next(), numbers.next())
-        else {
+        let (Some(Ok(first)), Some(Ok(_)), Some(Ok(count))) = (numbers.next(), numbers.next(), numbers.next()) else {
             return false;
         };
         (first..first + count).contains(&u64::from(id))

@@ -114,20 +114,17 @@ impl Drop for Process {
 ///
 /// # Errors
 /// [`PodError::Timeout`] after `limit`.
-pub async fn until<T, F>(what: &str, limit: Duration, mut probe: F) -> Result<T, PodError>
+pub async fn until<T, E, F>(what: &str, limit: Duration, mut probe: F) -> Result<T, PodError>
 where
-    F: AsyncFnMut() -> Result<T, PodError>,
+    E: std::fmt::Display,
+    F: AsyncFnMut() -> Result<T, E>,
 {
     let deadline = Instant::now() + limit;
     loop {
         match probe().await {
             Ok(value) => return Ok(value),
             Err(error) if Instant::now() >= deadline => {
-                return Err(PodError::Timeout {
-                    what: what.to_owned(),
-                    limit,
-                    detail: format!(": {error}"),
-                });
+                return Err(PodError::Timeout { what: what.to_owned(), limit, detail: format!(": {error}") });
             }
             Err(_) => sleep(Duration::from_millis(20)).await,
         }

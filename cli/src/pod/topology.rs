@@ -26,11 +26,7 @@ impl TopologyOptions {
     /// # Errors
     /// [`PodError::File`].
     pub fn new() -> Result<Self, PodError> {
-        Ok(Self {
-            folder: Folder::temporary()?,
-            binaries: Binaries::beside_self(),
-            exempt: Exempt::detect(),
-        })
+        Ok(Self { folder: Folder::temporary()?, binaries: Binaries::beside_self(), exempt: Exempt::detect() })
     }
 }
 
@@ -169,11 +165,8 @@ impl Topology {
     }
 
     fn write_joinable(&self) -> Result<(), PodError> {
-        let joinable = Joinable {
-            owner: std::process::id(),
-            node: self.node.holder(),
-            dual: self.addresses.v6().is_some(),
-        };
+        let joinable =
+            Joinable { owner: std::process::id(), node: self.node.holder(), dual: self.addresses.v6().is_some() };
         let path = self.folder.join(JOINABLE);
         let text = serde_json::to_string(&joinable).expect("numbers can be written as JSON");
         fs::write(&path, text).map_err(PodError::file("write", &path))
@@ -188,8 +181,7 @@ pub(crate) fn address_file(folder: &Folder, number: u16) -> PathBuf {
 fn read_joinable(folder: &Path) -> Result<Joinable, PodError> {
     let no_mesh = |reason: String| PodError::NoMesh { folder: folder.to_owned(), reason };
     let text = fs::read_to_string(folder.join(JOINABLE)).map_err(|error| no_mesh(error.to_string()))?;
-    let joinable: Joinable =
-        serde_json::from_str(&text).map_err(|error| no_mesh(error.to_string()))?;
+    let joinable: Joinable = serde_json::from_str(&text).map_err(|error| no_mesh(error.to_string()))?;
     if Path::new("/proc").join(joinable.node.to_string()).exists() {
         Ok(joinable)
     } else {

@@ -1,0 +1,133 @@
+//! Pods as the demo and the other tests use them: namespaces, redirection, sidecar, clean end.
+//! Needs root, and real Envoy (`tests/tools/install.sh test`) as a sidecar that others wrote.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use http::StatusCode;
+use oxmesh::pod::{Binaries, DataPlane, Exempt, Folder, Pod, PodSpec, Topology, TopologyOptions};
+use oxmesh::pod::{privilege, until};
+
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// Inbound and outbound go where they were going; each says so in the access log.
+const BOOTSTRAP: &str = include_str!("data/passthrough.yaml");
+
+fn tools() -> Binaries {
+    let tools = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/tools/bin");
+    Binaries::beside_self().with_folder(tools)
+}
+
+/// Why this machine can't run the test, in the form that the test report lists.
+fn skipped(data_plane: DataPlane) -> bool {
+    let reason = if !privilege::is_root() {
+        "needs root"
+    } else if tools().find(data_plane.program()).is_err() {
+        "needs real Envoy under target/tools"
+    } else {
+        return false;
+    };
+    eprintln!("SKIPPED: {reason}");
+    true
+}
+
+async fn topology(exempt: Exempt) -> Topology {
+    let folder = Folder::temporary().expect("a folder");
+    let options = TopologyOptions { folder, binaries: tools(), exempt };
+    Topology::new(options).await.expect("a topology")
+}
+
+fn spec(name: &str, data_plane: Option<DataPlane>) -> PodSpec {
+    PodSpec {
+        name: name.into(),
+        namespace: "shop".into(),
+        service_account: name.into(),
+        data_plane,
+        ..PodSpec::default()
+    }
+}
+
+fn bootstrap(pod: &Pod, exempt: Exempt) -> PathBuf {
+    let folder = pod.namespace().folder().join("bootstrap");
+    fs::create_dir(&folder).expect("a new folder");
+    let mark = match exempt {
+        Exempt::Uid => "",
+        Exempt::Mark => {
+            "cluster_manager: {upstream_bind_config: {\
+             socket_options: [{level: 1, name: 36, int_value: 1500, state: STATE_PREBIND}]}}"
+        }
+    };
+    fs::write(folder.join("bootstrap.yaml"), BOOTSTRAP.replace("#MARK#", mark)).expect("a file");
+    folder
+}
+
+async fn redirects(exempt: Exempt) {
+    let topology = topology(exempt).await;
+    let store = topology.pod(spec("store", Some(DataPlane::Envoy))).await.expect("a pod");
+    let buyer = topology.pod(spec("buyer", Some(DataPlane::Envoy))).await.expect("a pod");
+    let outside = topology.pod(spec("outside", None)).await.expect("a pod");
+    let app = ["oxmesh", "app", "bookstore", "--identity", "v1"];
+    let _app = store.spawn_app(&app, &[]).expect("an app");
+
+    // Redirection comes before the sidecar: until it runs, nothing reaches the application.
+    let page = format!("http://{}:14001/books-bought", store.ip());
+    let curl = ["curl", "-sS", "--max-time", "5", "-D-", page.as_str()];
+    until("the app's start", LIMIT, async || store.namespace().http_get("127.0.0.1:14001", "/").await)
+        .await
+        .expect("the app answers on loopback");
+    let refused = outside.exec(&curl).await.expect_err("no sidecar, no way in");
+    assert!(refused.to_string().contains("curl: (7)"), "{refused}");
+
+    let mut sidecars = Vec::new();
+    for pod in [&store, &buyer] {
+        let sidecar = pod.spawn_sidecar(&bootstrap(pod, exempt), &["-l".into(), "error".into()]);
+        sidecars.push(sidecar.expect("a sidecar"));
+        let ready = until("readiness", LIMIT, async || pod.admin_get("/ready").await).await;
+        assert_eq!(ready.expect("the admin server answers").0, StatusCode::OK);
+    }
+    let logs = |index: usize| fs::read_to_string(sidecars[index].log()).expect("a log");
+
+    let answer = buyer.exec(&curl).await.expect("both sidecars pass it on");
+    assert!(answer.contains("identity: v1"), "{answer}");
+    let hop = format!("to {}:14001", store.ip());
+    until("access logs", LIMIT, async || {
+        let seen = logs(1).contains(&format!("outbound {hop}")) && logs(0).contains(&format!("inbound {hop}"));
+        if seen { Ok(()) } else { Err(format!("{} {}", logs(0), logs(1))) }
+    })
+    .await
+    .expect("the call went through both sidecars");
+
+    // The same over IPv6.
+    let v6 = store.ips()[1];
+    let page = format!("http://[{v6}]:14001/books-bought");
+    let answer = buyer.exec(&["curl", "-sS", "--max-time", "5", "-D-", &page]).await.expect("IPv6 passes");
+    assert!(answer.contains("identity: v1"), "{answer}");
+    until("access logs", LIMIT, async || {
+        let hop = format!("to [{v6}]:14001");
+        let seen = logs(1).contains(&format!("outbound {hop}")) && logs(0).contains(&format!("inbound {hop}"));
+        if seen { Ok(()) } else { Err(format!("{} {}", logs(0), logs(1))) }
+    })
+    .await
+    .expect("the IPv6 call went through both sidecars");
+
+    // A pod that calls its own address from its sidecar comes in by the inbound side; an
+    // application's own loopback does not pass the sidecar at all.
+    let before = logs(0).lines().count();
+    store.exec(&["curl", "-sS", "--max-time", "5", "http://127.0.0.1:14001/raw"]).await.expect("loopback");
+    assert_eq!(logs(0).lines().count(), before);
+}
+
+#[tokio::test]
+async fn redirection_takes_both_directions_and_families_through_the_sidecar_told_by_user_id() {
+    if !skipped(DataPlane::Envoy) {
+        redirects(Exempt::Uid).await;
+    }
+}
+
+#[tokio::test]
+async fn redirection_takes_both_directions_and_families_through_the_sidecar_told_by_mark() {
+    if !skipped(DataPlane::Envoy) {
+        redirects(Exempt::Mark).await;
+    }
+}
