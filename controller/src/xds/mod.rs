@@ -4,6 +4,8 @@
 //! `order` the order in which kinds are sent, `server` the gRPC service.
 
 pub mod build;
+pub mod cache;
 mod order;
+pub mod session;
 
 pub use order::Kind;
