@@ -13,5 +13,7 @@ pub mod config;
 pub mod drain;
 pub mod error;
 pub mod http;
+pub mod net;
 pub mod snapshot;
+pub mod telemetry;
 pub mod tls;

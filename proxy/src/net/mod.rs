@@ -1,0 +1,3 @@
+//! Sockets: listening, what a connection is, and the way of a connection to the end of its filter chain.
+
+pub mod connection;

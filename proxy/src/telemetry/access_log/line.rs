@@ -1,0 +1,331 @@
+//! From a record to a line: compiled once per log, rendered per record.
+//!
+//! One record is one line whatever peers put into it: control characters in values are escaped.
+
+use std::{borrow::Cow, fmt::Write as _, sync::LazyLock};
+
+use http::{HeaderMap, HeaderName, HeaderValue, Version};
+
+use super::{
+    Needs, clock,
+    record::{Record, millis},
+};
+use crate::config::access_log::{JsonValue, Operator, Part, SimpleOperator, Template};
+
+/// A compiled line.
+#[derive(Debug)]
+pub(super) struct Line {
+    pieces: Vec<Piece>,
+}
+
+#[derive(Debug)]
+enum Piece {
+    /// Goes out as it is.
+    Raw(String),
+    /// A value in text; `-` when missing.
+    Text(Operator, Option<usize>),
+    /// A whole JSON value: number, string or null.
+    Json(Operator, Option<usize>),
+    /// A JSON string of several parts; `-` for what is missing.
+    JsonText(Vec<Part>),
+}
+
+/// A value that an operator gives.
+enum Value<'a> {
+    Missing,
+    Number(u64),
+    Text(Cow<'a, str>),
+}
+
+static HOSTNAME: LazyLock<String> = LazyLock::new(|| {
+    std::fs::read_to_string("/proc/sys/kernel/hostname").map(|h| h.trim().to_owned()).unwrap_or_default()
+});
+
+impl Line {
+    /// A text line; ends as its template does.
+    pub(super) fn text(template: &Template, needs: &mut Needs) -> Self {
+        let piece = |part: &Part| match part {
+            Part::Literal(literal) => Piece::Raw(literal.clone()),
+            Part::Operator(operator, length) => {
+                needs.of_operator(operator);
+                Piece::Text(operator.clone(), *length)
+            }
+        };
+        Self { pieces: template.parts.iter().map(piece).collect() }
+    }
+
+    /// A JSON object and a line end.
+    pub(super) fn json(fields: &[(String, JsonValue)], needs: &mut Needs) -> Self {
+        let mut pieces = Vec::new();
+        object(fields, &mut pieces, needs);
+        pieces.push(Piece::Raw("\n".to_owned()));
+        // Neighbouring raw pieces become one.
+        let mut merged: Vec<Piece> = Vec::new();
+        for piece in pieces {
+            match (merged.last_mut(), piece) {
+                (Some(Piece::Raw(before)), Piece::Raw(raw)) => before.push_str(&raw),
+                (_, piece) => merged.push(piece),
+            }
+        }
+        Self { pieces: merged }
+    }
+
+    /// The line for `record`.
+    pub(super) fn render(&self, record: &Record) -> String {
+        let mut out = String::with_capacity(512);
+        for piece in &self.pieces {
+            match piece {
+                Piece::Raw(raw) => out.push_str(raw),
+                Piece::Text(operator, length) => match value(operator, record) {
+                    Value::Missing => out.push('-'),
+                    Value::Number(n) => drop(write!(out, "{n}")),
+                    Value::Text(text) => escape_text(&mut out, cut(&text, *length)),
+                },
+                Piece::Json(operator, length) => match value(operator, record) {
+                    Value::Missing => out.push_str("null"),
+                    Value::Number(n) => drop(write!(out, "{n}")),
+                    Value::Text(text) => {
+                        out.push('"');
+                        escape_json(&mut out, cut(&text, *length));
+                        out.push('"');
+                    }
+                },
+                Piece::JsonText(parts) => json_text(&mut out, parts, record),
+            }
+        }
+        out
+    }
+}
+
+fn object(fields: &[(String, JsonValue)], pieces: &mut Vec<Piece>, needs: &mut Needs) {
+    for (at, (key, field)) in fields.iter().enumerate() {
+        let mut raw = String::from(if at == 0 { "{\"" } else { ",\"" });
+        escape_json(&mut raw, key);
+        raw.push_str("\":");
+        pieces.push(Piece::Raw(raw));
+        match field {
+            JsonValue::Object(fields) => object(fields, pieces, needs),
+            JsonValue::Template(template) => {
+                for part in &template.parts {
+                    if let Part::Operator(operator, _) = part {
+                        needs.of_operator(operator);
+                    }
+                }
+                pieces.push(match template.parts.as_slice() {
+                    [Part::Operator(operator, length)] => Piece::Json(operator.clone(), *length),
+                    parts => Piece::JsonText(parts.to_vec()),
+                });
+            }
+        }
+    }
+    pieces.push(Piece::Raw(if fields.is_empty() { "{}" } else { "}" }.to_owned()));
+}
+
+fn json_text(out: &mut String, parts: &[Part], record: &Record) {
+    out.push('"');
+    for part in parts {
+        match part {
+            Part::Literal(literal) => escape_json(out, literal),
+            Part::Operator(operator, length) => match value(operator, record) {
+                Value::Missing => out.push('-'),
+                Value::Number(n) => drop(write!(out, "{n}")),
+                Value::Text(text) => escape_json(out, cut(&text, *length)),
+            },
+        }
+    }
+    out.push('"');
+}
+
+fn value<'a>(operator: &'a Operator, record: &'a Record) -> Value<'a> {
+    match operator {
+        Operator::StartTime(format) => {
+            let mut out = String::new();
+            clock::print(&mut out, record.start, format.as_deref());
+            Value::Text(out.into())
+        }
+        Operator::Req(name, other) => either(name, other.as_deref(), |n| request_header(record, n)),
+        Operator::ReqWithoutQuery(name, other) => match either(name, other.as_deref(), |n| request_header(record, n)) {
+            Value::Text(Cow::Borrowed(text)) => Value::Text(text.split('?').next().unwrap_or(text).into()),
+            Value::Text(Cow::Owned(text)) => Value::Text(text.split('?').next().unwrap_or_default().to_owned().into()),
+            other => other,
+        },
+        Operator::Resp(name, other) => either(name, other.as_deref(), |n| match n {
+            ":status" => record.status.map(|s| s.as_str().to_owned().into()),
+            _ => header(&record.response_headers, n),
+        }),
+        Operator::Trailer(name, other) => either(name, other.as_deref(), |n| header(&record.response_trailers, n)),
+        Operator::Simple(operator) => simple(*operator, record),
+    }
+}
+
+fn either<'a>(name: &'a str, other: Option<&'a str>, get: impl Fn(&'a str) -> Option<Cow<'a, str>>) -> Value<'a> {
+    get(name).or_else(|| get(other?)).map_or(Value::Missing, Value::Text)
+}
+
+fn request_header<'a>(record: &'a Record, name: &str) -> Option<Cow<'a, str>> {
+    let method = record.method.as_ref()?;
+    match name {
+        ":method" => Some(method.as_str().into()),
+        ":path" => Some(record.path.as_str().into()),
+        ":authority" | "host" => (!record.authority.is_empty()).then(|| record.authority.as_str().into()),
+        ":scheme" => Some(record.scheme.into()),
+        _ if name.starts_with(':') => None,
+        _ => header(&record.request_headers, name),
+    }
+}
+
+fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<Cow<'a, str>> {
+    headers.get(name).map(HeaderValue::as_bytes).map(String::from_utf8_lossy)
+}
+
+fn simple(operator: SimpleOperator, record: &Record) -> Value<'_> {
+    use SimpleOperator as S;
+    let connection = &record.connection;
+    let text = |text: Option<&'_ str>| match text {
+        Some(text) if !text.is_empty() => Value::Text(text.to_owned().into()),
+        _ => Value::Missing,
+    };
+    let shown =
+        |value: Option<&dyn std::fmt::Display>| value.map_or(Value::Missing, |v| Value::Text(v.to_string().into()));
+    let number = |n: Option<u64>| n.map_or(Value::Missing, Value::Number);
+    match operator {
+        S::Protocol => text(record.protocol.map(protocol)),
+        S::ResponseCode => Value::Number(record.status.map_or(0, |s| s.as_u16().into())),
+        // As Envoy prints them, so that a line can be split at spaces.
+        S::ResponseCodeDetails => record
+            .details
+            .as_deref()
+            .map_or(Value::Missing, |d| Value::Text(d.replace(char::is_whitespace, "_").into())),
+        S::ResponseDuration => number(record.response_duration.map(millis)),
+        S::RequestDuration => number(record.request_duration.map(millis)),
+        S::Duration => number(Some(millis(record.elapsed()))),
+        S::ResponseFlags => Value::Text(record.flags.to_string().into()),
+        S::ResponseFlagsLong => {
+            let mut names = String::new();
+            // Writing to a string can't fail.
+            let _ = record.flags.write(&mut names, true);
+            Value::Text(names.into())
+        }
+        S::BytesReceived => Value::Number(record.bytes_received),
+        S::BytesSent => Value::Number(record.bytes_sent),
+        S::UpstreamCluster => text(record.upstream_cluster.as_deref()),
+        S::UpstreamHost | S::UpstreamRemoteAddress => shown(record.upstream_host.as_ref().map(|a| a as _)),
+        S::UpstreamLocalAddress => shown(record.upstream_local.as_ref().map(|a| a as _)),
+        S::UpstreamTransportFailureReason => text(record.upstream_failure.as_deref()),
+        S::UpstreamRequestAttemptCount => Value::Number(record.attempts.into()),
+        S::RequestedServerName => text(connection.server_name.as_deref()),
+        S::RouteName => text(record.route.as_deref()),
+        S::FilterChainName => text(Some(&connection.chain)),
+        S::ConnectionTerminationDetails => text(record.termination.as_deref()),
+        S::DownstreamRemoteAddress | S::DownstreamDirectRemoteAddress => shown(Some(&connection.peer)),
+        S::DownstreamRemoteAddressWithoutPort => shown(Some(&connection.peer.ip())),
+        S::DownstreamRemotePort => Value::Number(connection.peer.port().into()),
+        S::DownstreamLocalAddress => shown(Some(&connection.local)),
+        S::DownstreamLocalAddressWithoutPort => shown(Some(&connection.local.ip())),
+        S::DownstreamLocalPort => Value::Number(connection.local.port().into()),
+        S::DownstreamPeerUriSan => text(Some(&connection.peer_uri_sans.join(","))),
+        S::DownstreamPeerDnsSan => text(Some(&connection.peer_dns_sans.join(","))),
+        S::DownstreamPeerSubject => text(connection.peer_subject.as_deref()),
+        S::DownstreamTlsVersion => text(connection.tls_version),
+        S::GrpcStatus => grpc_status(record),
+        S::Hostname => text(Some(&HOSTNAME)),
+    }
+}
+
+fn protocol(version: Version) -> &'static str {
+    match version {
+        Version::HTTP_09 => "HTTP/0.9",
+        Version::HTTP_10 => "HTTP/1.0",
+        Version::HTTP_2 => "HTTP/2",
+        Version::HTTP_3 => "HTTP/3",
+        _ => "HTTP/1.1",
+    }
+}
+
+fn grpc_status(record: &Record) -> Value<'_> {
+    const NAMES: [&str; 17] = [
+        "OK",
+        "Canceled",
+        "Unknown",
+        "InvalidArgument",
+        "DeadlineExceeded",
+        "NotFound",
+        "AlreadyExists",
+        "PermissionDenied",
+        "ResourceExhausted",
+        "FailedPrecondition",
+        "Aborted",
+        "OutOfRange",
+        "Unimplemented",
+        "Internal",
+        "Unavailable",
+        "DataLoss",
+        "Unauthenticated",
+    ];
+    let found =
+        header(&record.response_trailers, GRPC_STATUS).or_else(|| header(&record.response_headers, GRPC_STATUS));
+    let Some(code) = found else { return Value::Missing };
+    match code.parse::<usize>().ok().and_then(|c| NAMES.get(c)) {
+        Some(name) => Value::Text((*name).into()),
+        None => Value::Text(code),
+    }
+}
+
+const GRPC_STATUS: &str = "grpc-status";
+
+impl Needs {
+    fn of_operator(&mut self, operator: &Operator) {
+        let (headers, name, other) = match operator {
+            Operator::Req(name, other) | Operator::ReqWithoutQuery(name, other) => (&mut self.request, name, other),
+            Operator::Resp(name, other) => (&mut self.response, name, other),
+            Operator::Trailer(name, other) => (&mut self.trailers, name, other),
+            Operator::Simple(SimpleOperator::GrpcStatus) => {
+                self.response.push(HeaderName::from_static(GRPC_STATUS));
+                self.trailers.push(HeaderName::from_static(GRPC_STATUS));
+                return;
+            }
+            Operator::Simple(_) | Operator::StartTime(_) => return,
+        };
+        // Pseudo-headers are no header names; they are always kept.
+        headers.extend(std::iter::once(name).chain(other).filter_map(|n| HeaderName::from_bytes(n.as_bytes()).ok()));
+    }
+}
+
+/// The first `length` bytes, less where that would split a character.
+fn cut(text: &str, length: Option<usize>) -> &str {
+    match length {
+        Some(length) if length < text.len() => &text[..text.floor_char_boundary(length)],
+        _ => text,
+    }
+}
+
+/// Escapes control characters: line ends would forge lines, ESC would drive the reader's terminal.
+fn escape_text(out: &mut String, text: &str) {
+    if !text.contains(char::is_control) {
+        out.push_str(text);
+        return;
+    }
+    for c in text.chars() {
+        match c {
+            '\n' => out.push_str("\\n"),
+            '\r' => out.push_str("\\r"),
+            '\t' => out.push_str("\\t"),
+            c if c.is_control() => drop(write!(out, "\\x{:02x}", u32::from(c))),
+            c => out.push(c),
+        }
+    }
+}
+
+fn escape_json(out: &mut String, text: &str) {
+    for c in text.chars() {
+        match c {
+            '"' => out.push_str("\\\""),
+            '\\' => out.push_str("\\\\"),
+            '\n' => out.push_str("\\n"),
+            '\r' => out.push_str("\\r"),
+            '\t' => out.push_str("\\t"),
+            c if c.is_control() => drop(write!(out, "\\u{:04x}", u32::from(c))),
+            c => out.push(c),
+        }
+    }
+}

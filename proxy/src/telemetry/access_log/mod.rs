@@ -1,0 +1,183 @@
+//! Access logs: a record per request or connection, filled on the way, rendered and handed to a writer when it ends.
+//!
+//! [`Loggers`] are made once per chain; [`Loggers::begin`] gives nothing when no log is configured, so that nothing is
+//! filled either. Lines never wait for a disk: a sink that is slow loses lines and counts them.
+
+mod clock;
+mod line;
+mod record;
+mod sink;
+
+use std::{
+    fmt,
+    ops::{Deref, DerefMut},
+    sync::Arc,
+};
+
+use http::{HeaderMap, HeaderName};
+
+use self::line::Line;
+pub use self::{
+    record::{Connection, Record, Request},
+    sink::{SinkHandle, Sinks},
+};
+use crate::config::{
+    access_log::{AccessLog, FilterView, Format, LogFilter},
+    route::RequestView,
+};
+
+/// The access logs of one chain or listener.
+#[derive(Debug, Default)]
+pub struct Loggers {
+    logs: Vec<Log>,
+    needs: Needs,
+}
+
+#[derive(Debug)]
+struct Log {
+    sink: SinkHandle,
+    line: Line,
+    filter: Option<LogFilter>,
+}
+
+/// The headers that lines and filters look at; only these are kept in records.
+#[derive(Debug, Default)]
+pub struct Needs {
+    pub(self) request: Vec<HeaderName>,
+    pub(self) response: Vec<HeaderName>,
+    pub(self) trailers: Vec<HeaderName>,
+}
+
+impl Loggers {
+    /// Opens the sinks and compiles the lines.
+    ///
+    /// # Errors
+    /// Words with the path when a file can't be opened.
+    pub fn build(logs: &[AccessLog], sinks: &Sinks) -> Result<Self, String> {
+        let mut needs = Needs::default();
+        let mut out = Vec::with_capacity(logs.len());
+        for AccessLog { sink, format, filter } in logs {
+            let line = match format {
+                Format::Text(template) => Line::text(template, &mut needs),
+                Format::Json(fields) => Line::json(fields, &mut needs),
+            };
+            if let Some(filter) = filter {
+                needs.of_filter(filter);
+            }
+            out.push(Log { sink: sinks.open(sink)?, line, filter: filter.clone() });
+        }
+        Ok(Self { logs: out, needs })
+    }
+
+    /// True when nothing is logged.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.logs.is_empty()
+    }
+
+    /// Starts a record that is written when the entry is dropped; none when no log is configured.
+    #[must_use]
+    pub fn begin(self: &Arc<Self>, connection: &Arc<Connection>) -> Option<Box<Entry>> {
+        (!self.is_empty())
+            .then(|| Box::new(Entry { record: Record::new(Arc::clone(connection)), loggers: Arc::clone(self) }))
+    }
+
+    /// Renders the record for each log that takes it and hands the lines to the sinks. Never blocks.
+    pub fn write(&self, record: &Record) {
+        for log in &self.logs {
+            if log.filter.as_ref().is_none_or(|f| f.matches(&record.filter_view())) {
+                log.sink.write(log.line.render(record));
+            }
+        }
+    }
+}
+
+/// A record on its way; written once, when it is dropped. Keep it with the stream's last byte (in the response body).
+pub struct Entry {
+    record: Record,
+    loggers: Arc<Loggers>,
+}
+
+impl Entry {
+    /// Keeps what the logs need of the request. Call again after header edits to log the edited request.
+    /// `path` is the path with its query.
+    pub fn request(&mut self, request: Request<'_>) {
+        self.record.request(request, &self.loggers.needs.request);
+    }
+
+    /// Keeps what the logs need of the response's headers.
+    pub fn response(&mut self, headers: &HeaderMap) {
+        record::keep(&mut self.record.response_headers, headers, &self.loggers.needs.response);
+    }
+
+    /// Keeps what the logs need of the response's trailers.
+    pub fn trailers(&mut self, trailers: &HeaderMap) {
+        record::keep(&mut self.record.response_trailers, trailers, &self.loggers.needs.trailers);
+    }
+}
+
+impl Deref for Entry {
+    type Target = Record;
+
+    fn deref(&self) -> &Record {
+        &self.record
+    }
+}
+
+impl DerefMut for Entry {
+    fn deref_mut(&mut self) -> &mut Record {
+        &mut self.record
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        self.record.finish();
+        self.loggers.write(&self.record);
+    }
+}
+
+impl fmt::Debug for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.record.fmt(f)
+    }
+}
+
+impl Needs {
+    fn of_filter(&mut self, filter: &LogFilter) {
+        match filter {
+            LogFilter::Header(header) => {
+                if let crate::config::route::HeaderKey::Name(name) = &header.name {
+                    self.request.push(name.clone());
+                }
+            }
+            LogFilter::And(filters) | LogFilter::Or(filters) => filters.iter().for_each(|f| self.of_filter(f)),
+            LogFilter::NotHealthCheck
+            | LogFilter::StatusCode(_)
+            | LogFilter::Duration(_)
+            | LogFilter::ResponseFlag(_) => {}
+        }
+    }
+}
+
+impl Record {
+    fn filter_view(&self) -> FilterView<'_> {
+        let request = self.method.as_ref().map(|method| {
+            let (path, query) = self.path.split_once('?').map_or((&*self.path, None), |(p, q)| (p, Some(q)));
+            RequestView {
+                method,
+                authority: &self.authority,
+                path,
+                query,
+                scheme: self.scheme,
+                headers: &self.request_headers,
+            }
+        });
+        FilterView {
+            status: self.status.map_or(0, |s| s.as_u16()),
+            duration_ms: record::millis(self.elapsed()),
+            flags: self.flags,
+            request,
+        }
+    }
+}
