@@ -9,6 +9,7 @@
 //! `drain`, `snapshot`, `net`, `tcp`, `http`, `xds`, `bootstrap`, `admin`, `app`.
 
 pub mod body;
+pub mod bootstrap;
 pub mod config;
 pub mod drain;
 pub mod error;
@@ -17,3 +18,4 @@ pub mod net;
 pub mod snapshot;
 pub mod telemetry;
 pub mod tls;
+pub mod xds;
