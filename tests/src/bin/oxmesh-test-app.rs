@@ -1,0 +1,253 @@
+//! The application that tests put into pods: a server of known behaviour, and a load that counts what fails.
+
+use std::{
+    collections::BTreeMap,
+    convert::Infallible,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+use bytes::Bytes;
+use clap::{Parser, Subcommand};
+use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo},
+    server::conn::auto,
+};
+use serde_json::json;
+use tokio::{
+    io::AsyncWriteExt,
+    net::{TcpListener, TcpStream},
+    sync::Mutex,
+};
+
+#[derive(Parser)]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serves until killed.
+    Serve(ServeArgs),
+    /// Sends requests at a steady rate and prints what came back as JSON.
+    Load(LoadArgs),
+}
+
+#[derive(clap::Args)]
+struct ServeArgs {
+    /// Name it answers with, in the body and the header `identity`.
+    #[arg(long, default_value = "app")]
+    identity: String,
+    /// HTTP/1.1 and HTTP/2 (prior knowledge) ports.
+    #[arg(long)]
+    http: Vec<u16>,
+    /// Ports that send back what they get.
+    #[arg(long)]
+    echo: Vec<u16>,
+    /// Ports that speak first: the identity and a line end, then echo.
+    #[arg(long)]
+    banner: Vec<u16>,
+}
+
+#[derive(clap::Args)]
+struct LoadArgs {
+    /// Where to.
+    url: Uri,
+    /// Requests a second, all connections together; counted from the schedule, not from the last answer.
+    #[arg(long, default_value_t = 100)]
+    rate: u32,
+    /// How long.
+    #[arg(long, default_value_t = 5.0)]
+    seconds: f64,
+    /// Connections, each with one request at a time.
+    #[arg(long, default_value_t = 4)]
+    connections: u32,
+    /// `name: value`.
+    #[arg(long)]
+    header: Vec<String>,
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<()> {
+    match Args::parse().command {
+        Command::Serve(args) => serve(args).await,
+        Command::Load(args) => load(args).await,
+    }
+}
+
+async fn serve(args: ServeArgs) -> Result<()> {
+    let identity: Arc<str> = args.identity.into();
+    for port in args.http {
+        let listener = listen(port).await?;
+        let identity = identity.clone();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                tokio::spawn(serve_http(stream, identity.clone(), port));
+            }
+        });
+    }
+    for (ports, greeting) in [(args.echo, String::new()), (args.banner, format!("{identity}\n"))] {
+        for port in ports {
+            let listener = listen(port).await?;
+            let greeting = greeting.clone();
+            tokio::spawn(async move {
+                while let Ok((stream, _)) = listener.accept().await {
+                    tokio::spawn(echo(stream, greeting.clone()));
+                }
+            });
+        }
+    }
+    println!("ready");
+    std::future::pending().await
+}
+
+/// Both families, as applications in containers do.
+async fn listen(port: u16) -> Result<TcpListener> {
+    match TcpListener::bind(("::", port)).await {
+        Ok(listener) => Ok(listener),
+        Err(_) => TcpListener::bind(("0.0.0.0", port)).await.with_context(|| format!("listen on port {port}")),
+    }
+}
+
+async fn echo(mut stream: TcpStream, greeting: String) -> std::io::Result<()> {
+    stream.write_all(greeting.as_bytes()).await?;
+    let (mut read, mut write) = stream.split();
+    tokio::io::copy(&mut read, &mut write).await?;
+    write.shutdown().await
+}
+
+async fn serve_http(stream: TcpStream, identity: Arc<str>, port: u16) {
+    let service = hyper::service::service_fn(move |request| answer(request, identity.clone(), port));
+    // A client that goes away is not the server's failure.
+    let _ =
+        auto::Builder::new(TokioExecutor::new()).serve_connection_with_upgrades(TokioIo::new(stream), service).await;
+}
+
+/// `/status/N` answers N, `/slow/MS` waits first, `/bytes/N` sends N bytes, all else tells what was asked.
+async fn answer(
+    request: Request<Incoming>,
+    identity: Arc<str>,
+    port: u16,
+) -> Result<Response<Full<Bytes>>, Infallible> {
+    let (head, body) = request.into_parts();
+    let received = body.collect().await.map(|b| b.to_bytes().len()).unwrap_or(0);
+    let path = head.uri.path();
+    let number = |prefix: &str| path.strip_prefix(prefix).and_then(|n| n.parse::<usize>().ok());
+    let mut status = StatusCode::OK;
+    let mut content = None;
+    if let Some(code) = number("/status/") {
+        status = u16::try_from(code).ok().and_then(|c| StatusCode::from_u16(c).ok()).unwrap_or(StatusCode::BAD_REQUEST);
+    } else if let Some(millis) = number("/slow/") {
+        tokio::time::sleep(Duration::from_millis(millis as u64)).await;
+    } else if let Some(size) = number("/bytes/") {
+        content = Some(Bytes::from(vec![b'x'; size]));
+    }
+    let content = content.unwrap_or_else(|| {
+        let headers: BTreeMap<_, _> =
+            head.headers.iter().map(|(k, v)| (k.as_str(), String::from_utf8_lossy(v.as_bytes()))).collect();
+        let told = json!({
+            "identity": *identity, "port": port, "method": head.method.as_str(), "path": head.uri.to_string(),
+            "version": format!("{:?}", head.version), "headers": headers, "received": received,
+        });
+        Bytes::from(format!("{told}\n"))
+    });
+    let mut response = Response::new(Full::new(content));
+    *response.status_mut() = status;
+    if let Ok(value) = HeaderValue::from_str(&identity) {
+        response.headers_mut().insert("identity", value);
+    }
+    Ok(response)
+}
+
+/// What a load saw.
+#[derive(Default)]
+struct Seen {
+    by_status: BTreeMap<String, u64>,
+    by_identity: BTreeMap<String, u64>,
+    errors: BTreeMap<String, u64>,
+}
+
+async fn load(args: LoadArgs) -> Result<()> {
+    let mut headers = Vec::new();
+    for header in &args.header {
+        let (name, value) = header.split_once(':').with_context(|| format!("{header:?} is not `name: value`"))?;
+        headers.push((HeaderName::try_from(name.trim())?, HeaderValue::from_str(value.trim())?));
+    }
+    if args.rate == 0 || args.connections == 0 {
+        bail!("rate and connections are above zero");
+    }
+    let seen = Arc::new(Mutex::new(Seen::default()));
+    let started = Instant::now();
+    let interval = f64::from(args.connections) / f64::from(args.rate);
+    let mut workers = Vec::new();
+    for index in 0..args.connections {
+        let (seen, url, headers) = (seen.clone(), args.url.clone(), headers.clone());
+        let offset = f64::from(index) / f64::from(args.rate);
+        let seconds = args.seconds;
+        workers.push(tokio::spawn(async move {
+            let mut client = None;
+            let mut at = offset;
+            while at < seconds {
+                tokio::time::sleep_until((started + Duration::from_secs_f64(at)).into()).await;
+                let outcome = tokio::time::timeout(Duration::from_secs(20), one(&mut client, &url, &headers)).await;
+                let mut seen = seen.lock().await;
+                match outcome {
+                    Ok(Ok((status, identity))) => {
+                        *seen.by_status.entry(status.as_u16().to_string()).or_default() += 1;
+                        *seen.by_identity.entry(identity).or_default() += 1;
+                    }
+                    Ok(Err(e)) => {
+                        client = None;
+                        *seen.errors.entry(format!("{e:#}")).or_default() += 1;
+                    }
+                    Err(_) => {
+                        client = None;
+                        *seen.errors.entry("no answer within 20 s".to_owned()).or_default() += 1;
+                    }
+                }
+                at += interval;
+            }
+        }));
+    }
+    for worker in workers {
+        worker.await?;
+    }
+    let seen = seen.lock().await;
+    println!("{}", json!({"status": seen.by_status, "identity": seen.by_identity, "errors": seen.errors}));
+    Ok(())
+}
+
+type Client = hyper::client::conn::http1::SendRequest<Full<Bytes>>;
+
+async fn one(
+    client: &mut Option<Client>,
+    url: &Uri,
+    headers: &[(HeaderName, HeaderValue)],
+) -> Result<(StatusCode, String)> {
+    let authority = url.authority().context("the URL names no host")?;
+    if client.as_ref().is_none_or(Client::is_closed) {
+        let stream =
+            TcpStream::connect((authority.host(), authority.port_u16().unwrap_or(80))).await.context("connect")?;
+        let (sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.context("handshake")?;
+        tokio::spawn(connection);
+        *client = Some(sender);
+    }
+    let sender = client.as_mut().context("a client was just made")?;
+    sender.ready().await.context("connection")?;
+    let mut request = Request::new(Full::new(Bytes::new()));
+    *request.method_mut() = Method::GET;
+    *request.uri_mut() = url.path_and_query().map_or("/", |p| p.as_str()).parse()?;
+    request.headers_mut().insert(http::header::HOST, HeaderValue::from_str(authority.as_str())?);
+    request.headers_mut().extend(headers.iter().cloned());
+    let response = sender.send_request(request).await.context("request")?;
+    let status = response.status();
+    let identity = response.headers().get("identity").and_then(|v| v.to_str().ok()).unwrap_or("none").to_owned();
+    response.into_body().collect().await.context("body")?;
+    Ok((status, identity))
+}

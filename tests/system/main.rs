@@ -1,0 +1,2 @@
+//! The system's scenarios, each named after what it shows.
+fn main() {}
