@@ -8,9 +8,11 @@ use std::{collections::HashMap, sync::Arc};
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
 
+pub use crate::http::Routes;
 use crate::{
     config::{self, Name},
     drain::Drain,
+    http::HttpRuntime,
 };
 
 /// Everything in force at one moment.
@@ -42,15 +44,10 @@ pub struct Listener {
 pub struct Chain {
     /// What was asked for.
     pub config: Arc<config::listener::FilterChain>,
+    /// Set exactly when the terminal is HTTP.
+    pub http: Option<Arc<HttpRuntime>>,
     /// Begins when the chain vanishes or changes; a child of the listener's.
     pub drain: Drain,
-}
-
-/// A route table with what its routes keep between requests.
-#[derive(Debug)]
-pub struct Routes {
-    /// What was asked for.
-    pub table: Arc<config::route::RouteTable>,
 }
 
 /// The current snapshot and the news of its change. Clones share.

@@ -20,7 +20,15 @@ fn protos() -> PathBuf {
 
 fn compiled() -> Vec<u8> {
     let root = protos();
-    let includes = ["data-plane-api", "googleapis", "protoc-gen-validate", "xds", "cel-spec/proto", "client_model", "opentelemetry-proto"];
+    let includes = [
+        "data-plane-api",
+        "googleapis",
+        "protoc-gen-validate",
+        "xds",
+        "cel-spec/proto",
+        "client_model",
+        "opentelemetry-proto",
+    ];
     let mut compiler = protox::Compiler::new(includes.map(|dir| root.join(dir))).expect("the folders are there");
     compiler.include_imports(true).include_source_info(false);
     for file in include_str!("../data/envoy.protos.txt").lines().filter(|l| !l.is_empty() && !l.starts_with('#')) {
