@@ -1,18 +1,35 @@
 //! Rendering: a mesh and one of its sidecars give the resources that the sidecar should have.
 //!
 //! Pure, and the same input gives the same bytes: everything is sorted, and messages with maps are encoded in key order,
-//! so that a hash of the content is a version.
+//! so that a hash of the content is a version. Names, ports, server names and shapes are OSM's; `docs/differences.md`
+//! lists where we differ.
+
+mod access_log;
+mod cluster;
+mod inbound;
+mod listener;
+mod message;
+mod outbound;
+mod rbac;
+mod route;
+mod sorted;
+mod tls;
 
 use std::collections::BTreeMap;
 
+use envoy_types::pb::envoy::config::accesslog::v3::AccessLog as LogEntry;
+use envoy_types::pb::envoy::config::cluster::v3::Cluster;
+use envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
+use envoy_types::pb::envoy::config::listener::v3::Listener;
+use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::Secret;
 use envoy_types::pb::google::protobuf::Any;
 
 use super::Kind;
 use crate::identity::SidecarIdentity;
-use crate::mesh::Mesh;
+use crate::mesh::{Mesh, Workload};
 
 /// Key material for one sidecar.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub struct Issued<'a> {
     /// The workload's certificate and those between it and a root, PEM.
     pub chain_pem: &'a str,
@@ -22,10 +39,23 @@ pub struct Issued<'a> {
     pub roots_pem: &'a str,
 }
 
+impl std::fmt::Debug for Issued<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Issued").finish_non_exhaustive()
+    }
+}
+
 /// All resources of one sidecar.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Default, PartialEq)]
 pub struct Resources {
     by_kind: BTreeMap<Kind, BTreeMap<String, Any>>,
+}
+
+/// Names only: a secret's content must not reach a log.
+impl std::fmt::Debug for Resources {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_map().entries(self.by_kind.iter().map(|(kind, all)| (kind, all.keys().collect::<Vec<_>>()))).finish()
+    }
 }
 
 impl Resources {
@@ -35,12 +65,49 @@ impl Resources {
         static NONE: BTreeMap<String, Any> = BTreeMap::new();
         self.by_kind.get(&kind).unwrap_or(&NONE)
     }
+
+    fn put(&mut self, kind: Kind, message: impl Named) {
+        self.put_any(kind, message.name().to_owned(), message::any(&message));
+    }
+
+    fn put_any(&mut self, kind: Kind, name: String, message: Any) {
+        self.by_kind.entry(kind).or_default().insert(name, message);
+    }
+}
+
+/// A resource that knows its name.
+trait Named: prost::Message + prost::Name {
+    fn name(&self) -> &str;
+}
+
+macro_rules! named {
+    ($($message:ident . $field:ident),*) => {
+        $(impl Named for $message {
+            fn name(&self) -> &str {
+                &self.$field
+            }
+        })*
+    };
+}
+named!(Cluster.name, ClusterLoadAssignment.cluster_name, Listener.name, Secret.name);
+
+/// What is rendered.
+struct Scene<'a> {
+    mesh: &'a Mesh,
+    workload: &'a Workload,
+    issued: &'a Issued<'a>,
+    log: LogEntry,
 }
 
 /// Renders the resources of `proxy`; `None` if the mesh has no such workload, which then must get nothing.
 #[must_use]
 pub fn build(mesh: &Mesh, proxy: &SidecarIdentity, issued: &Issued<'_>) -> Option<Resources> {
-    let _workload = mesh.workload_of(proxy)?;
-    let _ = issued;
-    Some(Resources::default())
+    let workload = mesh.workload_of(proxy)?;
+    let scene = Scene { mesh, workload, issued, log: access_log::entry(mesh.access_log(workload)) };
+    let mut resources = Resources::default();
+    resources.put(Kind::Secret, tls::own_certificate_secret(&workload.identity, issued));
+    resources.put(Kind::Secret, tls::inbound_roots_secret(&workload.identity, issued));
+    inbound::add(&scene, &mut resources);
+    outbound::add(&scene, &mut resources);
+    Some(resources)
 }
