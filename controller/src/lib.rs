@@ -6,5 +6,6 @@
 pub mod api;
 pub mod identity;
 pub mod mesh;
+pub mod metrics;
 pub mod settings;
 pub mod xds;

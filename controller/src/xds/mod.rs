@@ -6,6 +6,7 @@
 pub mod build;
 pub mod cache;
 mod order;
+pub mod server;
 pub mod session;
 
 pub use order::Kind;

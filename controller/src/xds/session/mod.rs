@@ -180,12 +180,18 @@ impl Session {
         Ok(seen)
     }
 
+    /// Whether [`Self::poll`] may have something: ask this before waiting for room to send.
+    pub fn may_send(&self, now: Instant) -> bool {
+        match self.quiet {
+            None => true,
+            Some(wake) => wake.is_some_and(|wake| now >= wake),
+        }
+    }
+
     /// The next response, if one is due. Call again until it returns none.
     pub fn poll(&mut self, now: Instant) -> Option<Message> {
-        match self.quiet {
-            Some(None) => return None,
-            Some(Some(until)) if now < until => return None,
-            _ => {}
+        if !self.may_send(now) {
+            return None;
         }
         self.send_clusters_to_the_silent(now);
         let mut wake = self.waits_for_clusters.map(|t| t + SILENCE);
