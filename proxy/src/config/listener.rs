@@ -4,6 +4,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use ipnet::IpNet;
 
+pub use super::chain_index::ChainIndex;
 use super::{
     Name, access_log::AccessLog, http::HttpConnectionManager, ratelimit::NetworkLocalRateLimit, rbac::NetworkRbac,
     tls::DownstreamTls,
@@ -84,6 +85,20 @@ pub enum PortPredicate {
     And(Vec<PortPredicate>),
     /// Not this.
     Not(Box<PortPredicate>),
+}
+
+impl PortPredicate {
+    /// True when a connection to `port` is meant.
+    #[must_use]
+    pub fn matches(&self, port: u16) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Range(start, end) => *start <= port && u32::from(port) < *end,
+            Self::Or(any) => any.iter().any(|p| p.matches(port)),
+            Self::And(all) => all.iter().all(|p| p.matches(port)),
+            Self::Not(not) => !not.matches(port),
+        }
+    }
 }
 
 /// A filter chain.
@@ -197,4 +212,26 @@ pub struct ConnectionView<'a> {
     pub transport: Option<TransportProtocol>,
     /// The client's ALPN list, or what the HTTP inspector found, in the client's order.
     pub application_protocols: &'a [String],
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn port_ranges_exclude_their_end() {
+        let mysql = PortPredicate::Range(3306, 3307);
+        let web = PortPredicate::Range(80, 81);
+        for (predicate, port, expected) in [
+            (mysql.clone(), 3306, true),
+            (mysql.clone(), 3307, false),
+            (PortPredicate::Range(1, 65_536), 65_535, true),
+            (PortPredicate::Or(vec![mysql.clone(), web.clone()]), 80, true),
+            (PortPredicate::And(vec![mysql.clone(), web.clone()]), 80, false),
+            (PortPredicate::Not(Box::new(web)), 80, false),
+            (PortPredicate::Any, 1, true),
+        ] {
+            assert_eq!(predicate.matches(port), expected, "{predicate:?} {port}");
+        }
+    }
 }

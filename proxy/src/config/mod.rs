@@ -4,6 +4,7 @@
 //! All types are cheap to share (`Arc`) and comparable, so that a new snapshot can carry over what did not change.
 
 pub mod access_log;
+pub mod chain_index;
 pub mod cluster;
 pub mod flags;
 pub mod headers;

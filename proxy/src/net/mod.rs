@@ -1,3 +1,4 @@
 //! Sockets: listening, what a connection is, and the way of a connection to the end of its filter chain.
 
 pub mod connection;
+pub mod detect;
