@@ -18,4 +18,5 @@ pub mod net;
 pub mod snapshot;
 pub mod telemetry;
 pub mod tls;
+pub mod upstream;
 pub mod xds;

@@ -55,8 +55,13 @@ impl Handshake {
 #[derive(Debug, thiserror::Error)]
 pub enum HandshakeError {
     /// The peer's certificate was refused by us.
-    #[error("peer certificate refused: {0}")]
-    PeerRefused(String),
+    #[error("peer certificate refused: {why}")]
+    PeerRefused {
+        /// In words.
+        why: String,
+        /// It is trusted, but none of its names is allowed.
+        wrong_name: bool,
+    },
     /// The peer sent an alert: usually it refused ours.
     #[error("peer sent alert {0}")]
     Alert(String),
@@ -72,8 +77,12 @@ impl From<io::Error> for HandshakeError {
     fn from(e: io::Error) -> Self {
         let tls = e.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
         match tls {
-            Some(rustls::Error::InvalidCertificate(why)) => Self::PeerRefused(verify::words(why)),
-            Some(rustls::Error::NoCertificatesPresented) => Self::PeerRefused("it presented none".to_owned()),
+            Some(rustls::Error::InvalidCertificate(why)) => {
+                Self::PeerRefused { why: verify::words(why), wrong_name: verify::is_wrong_name(why) }
+            }
+            Some(rustls::Error::NoCertificatesPresented) => {
+                Self::PeerRefused { why: "it presented none".to_owned(), wrong_name: false }
+            }
             Some(rustls::Error::AlertReceived(alert)) => Self::Alert(format!("{alert:?}")),
             Some(other) => Self::Protocol(other.to_string()),
             None => Self::Io(e),

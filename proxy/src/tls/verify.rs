@@ -67,6 +67,12 @@ fn check_length(intermediates: &[CertificateDer<'_>]) -> Result<(), Error> {
     Ok(())
 }
 
+/// True when the certificate is trusted but names nobody who is allowed.
+pub(super) fn is_wrong_name(why: &CertificateError) -> bool {
+    let CertificateError::Other(OtherError(inner)) = why else { return false };
+    matches!(inner.downcast_ref::<BadIdentity>(), Some(BadIdentity::WrongName { .. }))
+}
+
 /// A refusal in plain words.
 pub(super) fn words(why: &CertificateError) -> String {
     match why {
