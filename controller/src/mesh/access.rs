@@ -68,7 +68,7 @@ pub(super) fn access(
         }
         access.targets.push(target);
     }
-    for (key, _) in &objects.udp_routes {
+    for key in objects.udp_routes.keys() {
         About::new("UDPRoute", key, findings).no_effect("spec", "the mesh carries no UDP");
     }
     all

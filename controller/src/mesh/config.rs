@@ -26,7 +26,8 @@ pub struct Config {
     pub retries: bool,
     /// IngressBackend policies count. Default true.
     pub ingress: bool,
-    /// Applications listen on the pod's address instead of loopback. Default false.
+    /// Applications listen on the pod's address instead of loopback: the pod's redirection leads the proxy's connections to
+    /// loopback there. Default false.
     pub pod_ip_mode: bool,
     /// TLS between proxies.
     pub tls: Tls,
@@ -236,6 +237,7 @@ fn without_effect(spec: &MeshConfigSpec, about: &mut About<'_>) {
             "spec.sidecar.enablePrivilegedInitContainer",
             injection,
         ),
+        (sidecar.local_proxy_mode.as_deref() == Some("PodIP"), "spec.sidecar.localProxyMode", injection),
         (set(&sidecar.envoy_image), "spec.sidecar.envoyImage", injection),
         (set(&sidecar.envoy_windows_image), "spec.sidecar.envoyWindowsImage", injection),
         (set(&sidecar.init_container_image), "spec.sidecar.initContainerImage", injection),

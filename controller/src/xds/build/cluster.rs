@@ -61,16 +61,14 @@ pub(super) fn endpoints(mesh: &Mesh, own: &ServiceIdentity, service: &Service, t
     }
 }
 
-/// The workload itself, on loopback or, if MeshConfig says so, on the pod's own address.
-pub(super) fn local_cluster(mesh: &Mesh, workload: &Workload, service: &Service, target: u16) -> Cluster {
+/// The workload itself, on loopback. Where applications listen on the pod's address, the pod's redirection leads there.
+pub(super) fn local_cluster(workload: &Workload, service: &Service, target: u16) -> Cluster {
     let name = local_name(service, target);
-    let own = workload.ips.first().copied();
     let only_v6 = !workload.ips.is_empty() && workload.ips.iter().all(IpAddr::is_ipv6);
     let loopback = if only_v6 { IpAddr::V6(Ipv6Addr::LOCALHOST) } else { IpAddr::V4(Ipv4Addr::LOCALHOST) };
-    let ip = own.filter(|_| mesh.config().pod_ip_mode).unwrap_or(loopback);
     Cluster {
         alt_stat_name: name.clone(),
-        load_assignment: Some(assignment(&name, &ip.to_string(), target)),
+        load_assignment: Some(assignment(&name, &loopback.to_string(), target)),
         ..cluster(name, DiscoveryType::Static, None)
     }
 }

@@ -26,7 +26,7 @@ pub(super) fn add(scene: &Scene<'_>, resources: &mut Resources) {
     let mut configs: BTreeMap<u16, Routes> = BTreeMap::new();
     for service in scene.mesh.services_of(scene.workload) {
         for (target, (protocol, ports)) in targets(scene, service) {
-            resources.put(Kind::Cluster, cluster::local_cluster(scene.mesh, scene.workload, service, target));
+            resources.put(Kind::Cluster, cluster::local_cluster(scene.workload, service, target));
             chains.push(mesh_chain(scene, service, target, protocol));
             if protocol.is_http() {
                 let name = format!("rds-inbound.{target}");
@@ -43,6 +43,9 @@ pub(super) fn add(scene: &Scene<'_>, resources: &mut Resources) {
     }
     add_ingress(scene, resources, &mut chains);
     if !chains.is_empty() {
+        let own = &scene.workload.identity;
+        resources.put(Kind::Secret, tls::own_certificate_secret(own, scene.issued));
+        resources.put(Kind::Secret, tls::inbound_roots_secret(own, scene.issued));
         let mut inbound =
             listener::listener(scene.workload, "inbound-listener", INBOUND_PORT, TrafficDirection::Inbound, &scene.log);
         inbound.filter_chains = chains;

@@ -105,8 +105,6 @@ pub fn build(mesh: &Mesh, proxy: &SidecarIdentity, issued: &Issued<'_>) -> Optio
     let workload = mesh.workload_of(proxy)?;
     let scene = Scene { mesh, workload, issued, log: access_log::entry(mesh.access_log(workload)) };
     let mut resources = Resources::default();
-    resources.put(Kind::Secret, tls::own_certificate_secret(&workload.identity, issued));
-    resources.put(Kind::Secret, tls::inbound_roots_secret(&workload.identity, issued));
     inbound::add(&scene, &mut resources);
     outbound::add(&scene, &mut resources);
     Some(resources)

@@ -80,7 +80,8 @@ impl Outbound<'_> {
     }
 
     fn add_cluster(&self, service: &Service, target: u16, resources: &mut Resources) {
-        let Scene { mesh, workload, .. } = self.scene;
+        let Scene { mesh, workload, issued, .. } = self.scene;
+        resources.put(Kind::Secret, tls::own_certificate_secret(&workload.identity, issued));
         resources.put(Kind::Cluster, cluster::mesh_cluster(mesh, &workload.identity, service, target));
         resources.put(Kind::Endpoint, cluster::endpoints(mesh, &workload.identity, service, target));
     }
