@@ -4,8 +4,11 @@
 //! proxy; only what changed is sent. Identity comes from certificates, never from what a proxy says.
 
 pub mod api;
+pub mod bootstrap;
 pub mod identity;
+pub mod lint;
 pub mod mesh;
 pub mod metrics;
 pub mod settings;
+pub mod source;
 pub mod xds;

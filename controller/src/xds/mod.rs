@@ -8,5 +8,7 @@ pub mod cache;
 mod order;
 pub mod server;
 pub mod session;
+mod world;
 
 pub use order::Kind;
+pub use world::World;
