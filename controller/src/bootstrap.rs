@@ -169,10 +169,7 @@ fn controller_cluster(options: &Options) -> Value {
         "typed_extension_protocol_options": {
             "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
                 "@type": format!("{EXTENSIONS}.upstreams.http.v3.HttpProtocolOptions"),
-                "explicit_http_config": { "http2_protocol_options": {
-                    // Notices a control plane that is gone without a word.
-                    "connection_keepalive": { "interval": "30s", "timeout": "10s" },
-                } },
+                "explicit_http_config": { "http2_protocol_options": {} },
             },
         },
         "transport_socket": {

@@ -88,10 +88,10 @@ impl fmt::Display for Finding {
     }
 }
 
-/// Reads a folder once and says everything that the control plane would say about it.
+/// Reads folders once and says everything that the control plane would say about it.
 /// Blocks on the file system.
-pub fn lint(folder: &Path, settings: &Settings) -> Vec<Finding> {
-    let snapshot = Folder::new(vec![folder.to_owned()], settings.service_cidr).read_once();
+pub fn lint(folders: &[PathBuf], settings: &Settings) -> Vec<Finding> {
+    let snapshot = Folder::new(folders.to_vec(), settings.service_cidr).read_once();
     let built = Mesh::build(&snapshot.objects, settings);
     all(&snapshot, &built.findings)
 }
@@ -116,7 +116,7 @@ mod tests {
                     apiVersion: access.smi-spec.io/v1alpha3\nkind: TrafficTarget\n\
                     metadata: {name: t, namespace: shop}\nspec: {destinatoin: {}}\n";
         std::fs::write(dir.path().join("a.yaml"), text).unwrap();
-        let findings = lint(dir.path(), &Settings::default());
+        let findings = lint(&[dir.path().to_owned()], &Settings::default());
         let errors: Vec<String> = findings.iter().filter(|f| f.is_error()).map(ToString::to_string).collect();
         assert_eq!(errors.len(), 1, "{findings:?}");
         assert!(errors[0].contains("a.yaml, document 2: TrafficTarget shop/t: spec"), "{errors:?}");

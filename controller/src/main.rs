@@ -1,2 +1,136 @@
-//! Entry point.
-fn main() {}
+//! Entry point of the control plane.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::{Parser, ValueEnum};
+use ipnet::Ipv4Net;
+use oxmesh_controller::app::{App, Options};
+use oxmesh_controller::lint::lint;
+use oxmesh_controller::settings::Settings;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::info;
+use tracing_subscriber::EnvFilter;
+
+/// The control plane of oxmesh: reads Kubernetes objects, tells proxies what to do over xDS.
+#[derive(Debug, Parser)]
+#[command(name = "oxmesh-controller", version)]
+struct Arguments {
+    /// A folder of manifests (YAML or JSON, also below it), watched for changes. May be repeated.
+    #[arg(long, required = true, value_name = "DIR")]
+    folder: Vec<PathBuf>,
+    /// Only read the folders and say what is wrong. Exit code 2 if something asked for does not count.
+    #[arg(long, visible_alias = "check")]
+    validate_only: bool,
+    /// Where the built-in certificate authority is kept; made at the first start.
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/oxmesh", env = "OXMESH_STATE")]
+    state: PathBuf,
+    /// An authority's certificate to use instead of the built-in one (PEM).
+    #[arg(long, value_name = "FILE", requires = "ca_key")]
+    ca_cert: Option<PathBuf>,
+    /// The key of --ca-cert (PEM, PKCS #8, mode 0600).
+    #[arg(long, value_name = "FILE", requires = "ca_cert")]
+    ca_key: Option<PathBuf>,
+    /// Where proxies ask for their configuration.
+    #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:15128")]
+    xds_addr: SocketAddr,
+    /// A further name for the ADS server's certificate. May be repeated.
+    #[arg(long, value_name = "NAME")]
+    xds_name: Vec<String>,
+    /// An address for the ADS server's certificate. May be repeated.
+    #[arg(long, value_name = "IP")]
+    xds_ip: Vec<IpAddr>,
+    /// Health, metrics and debug pages. Debug pages answer on loopback only.
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9091")]
+    admin_addr: SocketAddr,
+    /// The mesh's name: namespaces labelled openservicemesh.io/monitored-by=NAME belong to it.
+    #[arg(long, value_name = "NAME", default_value = "osm")]
+    mesh_name: String,
+    /// The last part of every identity.
+    #[arg(long, value_name = "NAME", default_value = "cluster.local")]
+    trust_domain: String,
+    /// The control plane's own namespace, where MeshConfig osm-mesh-config counts.
+    #[arg(long, value_name = "NAME", default_value = "osm-system")]
+    osm_namespace: String,
+    /// Where services without a clusterIP get one from.
+    #[arg(long, value_name = "CIDR", default_value = "10.96.0.0/16")]
+    service_cidr: Ipv4Net,
+    /// Write SPIFFE ids into certificates besides the DNS names.
+    #[arg(long)]
+    spiffe: bool,
+    /// error, warn, info, debug, trace, or a filter such as info,oxmesh_controller::xds=debug.
+    #[arg(long, value_name = "LEVEL", default_value = "info", env = "OXMESH_LOG")]
+    log_level: EnvFilter,
+    /// How log lines look.
+    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
+    log_format: LogFormat,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
+}
+
+fn main() -> anyhow::Result<ExitCode> {
+    let arguments = Arguments::parse();
+    let settings = Settings {
+        mesh_name: arguments.mesh_name.clone(),
+        trust_domain: arguments.trust_domain.clone(),
+        osm_namespace: arguments.osm_namespace.clone(),
+        service_cidr: arguments.service_cidr,
+    };
+    if arguments.validate_only {
+        return Ok(check(&arguments.folder, &settings));
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")?;
+    runtime.block_on(run(arguments, settings))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Prints every finding; 2 if one is an error.
+fn check(folders: &[PathBuf], settings: &Settings) -> ExitCode {
+    let findings = lint(folders, settings);
+    for finding in &findings {
+        println!("{finding}");
+    }
+    let errors = findings.iter().filter(|finding| finding.is_error()).count();
+    println!("{} findings, {errors} of them errors", findings.len());
+    if errors > 0 { ExitCode::from(2) } else { ExitCode::SUCCESS }
+}
+
+async fn run(arguments: Arguments, settings: Settings) -> anyhow::Result<()> {
+    log(arguments.log_level, arguments.log_format);
+    let app = App::start(Options {
+        folders: arguments.folder,
+        state: arguments.state,
+        ca_files: arguments.ca_cert.zip(arguments.ca_key),
+        xds_address: arguments.xds_addr,
+        admin_address: arguments.admin_addr,
+        xds_names: arguments.xds_name,
+        xds_ips: arguments.xds_ip,
+        spiffe: arguments.spiffe,
+        settings,
+    })
+    .await?;
+    let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
+    tokio::select! {
+        _ = terminate.recv() => info!("SIGTERM: stopping"),
+        result = tokio::signal::ctrl_c() => {
+            result.context("listen for SIGINT")?;
+            info!("SIGINT: stopping");
+        }
+    }
+    app.stop().await;
+    Ok(())
+}
+
+fn log(filter: EnvFilter, format: LogFormat) {
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text => builder.init(),
+        LogFormat::Json => builder.json().init(),
+    }
+}

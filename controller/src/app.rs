@@ -1,0 +1,322 @@
+//! Puts the control plane together: source, mesh, authority, ADS server, admin interface.
+//!
+//! Everything flows one way: folders give snapshots, a snapshot gives a mesh, a mesh with the
+//! authority is the world that streams render from. ADS accepts nobody before the first snapshot,
+//! so no proxy ever sees half a mesh.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, SystemTime};
+
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use crate::admin;
+use crate::bootstrap::controller_name;
+use crate::error::StartError;
+use crate::identity::{Ca, Issuer, Policy};
+use crate::lint::{self, Finding};
+use crate::mesh::{Built, Mesh};
+use crate::metrics::Metrics;
+use crate::settings::Settings;
+use crate::source::{Snapshot, watch_folders};
+use crate::xds::World;
+use crate::xds::server::{self, Hub, ServerTls, View};
+
+/// What a control plane is started with.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Folders of manifests.
+    pub folders: Vec<PathBuf>,
+    /// Where the built-in authority is kept, or is made.
+    pub state: PathBuf,
+    /// An authority's certificate and key, instead of the built-in one.
+    pub ca_files: Option<(PathBuf, PathBuf)>,
+    /// Where ADS listens. OSM's port is 15128.
+    pub xds_address: SocketAddr,
+    /// Where health, metrics and debug pages are. OSM's port is 9091.
+    pub admin_address: SocketAddr,
+    /// Names of the ADS server besides OSM's own.
+    pub xds_names: Vec<String>,
+    /// Addresses that stand in the ADS server's certificate.
+    pub xds_ips: Vec<IpAddr>,
+    /// Write SPIFFE ids into leaf certificates besides the DNS names.
+    pub spiffe: bool,
+    /// Facts of the installation.
+    pub settings: Settings,
+}
+
+/// A control plane that runs.
+#[derive(Debug)]
+pub struct App {
+    shared: Arc<Shared>,
+    xds_address: SocketAddr,
+    admin_address: SocketAddr,
+    stop: CancellationToken,
+    tasks: JoinSet<()>,
+}
+
+/// What the parts of a control plane have in common.
+pub(crate) struct Shared {
+    pub(crate) settings: Settings,
+    pub(crate) issuer: Arc<Issuer>,
+    pub(crate) tls: Arc<ServerTls>,
+    pub(crate) hub: Arc<Hub>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) report: ArcSwap<Report>,
+    pub(crate) synced: watch::Sender<bool>,
+    pub(crate) serving: AtomicBool,
+    world: Mutex<Arc<World>>,
+    view: watch::Sender<Arc<dyn View>>,
+}
+
+/// What is known about the objects now.
+#[derive(Debug, Default)]
+pub(crate) struct Report {
+    pub(crate) objects: usize,
+    pub(crate) findings: Vec<Finding>,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").field("hub", &self.hub).finish_non_exhaustive()
+    }
+}
+
+impl App {
+    /// Starts everything; returns when both addresses are listened on. Work goes on in tasks.
+    ///
+    /// # Errors
+    /// [`StartError`] if the authority, a folder or an address isn't usable.
+    pub async fn start(options: Options) -> Result<Self, StartError> {
+        for path in &options.folders {
+            std::fs::read_dir(path).map_err(|source| StartError::Folder { path: path.clone(), source })?;
+        }
+        let xds = listen("ADS", "--xds-addr", options.xds_address).await?;
+        let admin = listen("the admin interface", "--admin-addr", options.admin_address).await?;
+        let shared = Arc::new(Shared::new(&options)?);
+        let stop = CancellationToken::new();
+        let address = |listener: &TcpListener, wanted| listener.local_addr().unwrap_or(wanted);
+        let mut app = Self {
+            xds_address: address(&xds, options.xds_address),
+            admin_address: address(&admin, options.admin_address),
+            shared: Arc::clone(&shared),
+            stop: stop.clone(),
+            tasks: JoinSet::new(),
+        };
+        info!(xds = %app.xds_address, admin = %app.admin_address, folders = ?options.folders, "control plane starts");
+        let snapshots = watch_folders(options.folders, options.settings.service_cidr, stop.clone());
+        app.tasks.spawn(until(stop.clone(), follow(Arc::clone(&shared), snapshots, options.spiffe)));
+        app.tasks.spawn(until(stop.clone(), rotate(Arc::clone(&shared))));
+        app.tasks.spawn(serve_ads(Arc::clone(&shared), xds, stop.clone()));
+        app.tasks.spawn(admin::serve(admin, shared, stop));
+        Ok(app)
+    }
+
+    /// Where ADS listens.
+    pub fn xds_address(&self) -> SocketAddr {
+        self.xds_address
+    }
+
+    /// Where the admin interface listens.
+    pub fn admin_address(&self) -> SocketAddr {
+        self.admin_address
+    }
+
+    /// The authority: for bootstrap directories.
+    pub fn issuer(&self) -> &Arc<Issuer> {
+        &self.shared.issuer
+    }
+
+    /// What there is to say about the objects now.
+    pub fn findings(&self) -> Vec<Finding> {
+        self.shared.report.load().findings.clone()
+    }
+
+    /// The connected proxies and how they take what they are sent.
+    pub fn proxies(&self) -> Vec<server::ProxyReport> {
+        self.shared.hub.proxies()
+    }
+
+    /// Waits until every folder was read once and ADS accepts proxies.
+    pub async fn ready(&self) {
+        // The sender lives as long as `self`.
+        let _ = self.shared.synced.subscribe().wait_for(|synced| *synced).await;
+    }
+
+    /// Ends every stream, tells why, and waits for all tasks. Proxies keep what they have.
+    pub async fn stop(mut self) {
+        self.stop.cancel();
+        while self.tasks.join_next().await.is_some() {}
+        info!("control plane has stopped");
+    }
+}
+
+async fn until(stop: CancellationToken, work: impl Future<Output = ()>) {
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = work => {}
+    }
+}
+
+async fn listen(what: &'static str, flag: &'static str, address: SocketAddr) -> Result<TcpListener, StartError> {
+    TcpListener::bind(address).await.map_err(|source| StartError::Listen { what, address, flag, source })
+}
+
+impl Shared {
+    fn new(options: &Options) -> Result<Self, StartError> {
+        let settings = options.settings.clone();
+        let ca = match &options.ca_files {
+            Some((cert, key)) => Ca::from_files(cert, key)?,
+            None => Ca::open_or_create(&options.state)?,
+        };
+        let ca = Arc::new(ca);
+        let policy = Policy { spiffe: options.spiffe, ..Policy::new(&settings.trust_domain) };
+        let issuer = Arc::new(Issuer::new(Arc::clone(&ca), policy));
+        let tls = ServerTls::new(
+            ca,
+            &settings.trust_domain,
+            &controller_name(&settings.osm_namespace),
+            options.xds_names.clone(),
+            options.xds_ips.clone(),
+            SERVER_CERTIFICATE_VALIDITY,
+        )?;
+        let metrics = Arc::new(Metrics::default());
+        let world = Arc::new(World { mesh: Arc::new(Mesh::default()), issuer: Arc::clone(&issuer) });
+        let (view, watch): (watch::Sender<Arc<dyn View>>, _) = watch::channel(Arc::clone(&world) as Arc<dyn View>);
+        let hub = Arc::new(Hub::new(watch, &settings.trust_domain, Arc::clone(&metrics)));
+        Ok(Self {
+            settings,
+            issuer,
+            tls: Arc::new(tls),
+            hub,
+            metrics,
+            report: ArcSwap::default(),
+            synced: watch::Sender::new(false),
+            serving: AtomicBool::new(false),
+            world: Mutex::new(world),
+            view,
+        })
+    }
+
+    /// The world that streams render from now.
+    pub(crate) fn world(&self) -> Arc<World> {
+        Arc::clone(&self.world.lock())
+    }
+
+    /// Whether proxies are served a whole mesh.
+    pub(crate) fn is_ready(&self) -> bool {
+        *self.synced.borrow() && self.serving.load(Ordering::Relaxed)
+    }
+
+    /// Tells all streams to render anew, from a new mesh if there is one.
+    fn publish(&self, mesh: Option<Mesh>) {
+        let mut world = self.world.lock();
+        if let Some(mesh) = mesh {
+            *world = Arc::new(World { mesh: Arc::new(mesh), issuer: Arc::clone(&self.issuer) });
+        }
+        self.view.send_replace(Arc::clone(&world) as Arc<dyn View>);
+        self.metrics.count("osm_proxy_broadcast_event_count", &[]);
+    }
+}
+
+/// Makes a mesh of every new snapshot.
+async fn follow(shared: Arc<Shared>, mut snapshots: watch::Receiver<Option<Arc<Snapshot>>>, spiffe: bool) {
+    loop {
+        let snapshot = snapshots.borrow_and_update().clone();
+        if let Some(snapshot) = snapshot {
+            take(&shared, snapshot, spiffe).await;
+        }
+        if snapshots.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn take(shared: &Shared, snapshot: Arc<Snapshot>, spiffe: bool) {
+    let (objects, settings) = (Arc::clone(&snapshot), shared.settings.clone());
+    let built = tokio::task::spawn_blocking(move || Mesh::build(&objects.objects, &settings)).await;
+    let Ok(Built { mesh, findings }) = built else {
+        error!("working out the mesh failed; the last one stays in force");
+        return;
+    };
+    let findings = lint::all(&snapshot, &findings);
+    say(&findings, &shared.report.load().findings);
+    shared.metrics.count("oxmesh_mesh_generation", &[]);
+    shared.report.store(Arc::new(Report { objects: snapshot.objects.len(), findings }));
+    shared.issuer.set_policy(Policy {
+        spiffe,
+        validity: mesh.config().service_cert_validity,
+        ..Policy::new(&shared.settings.trust_domain)
+    });
+    shared.publish(Some(mesh));
+    shared.synced.send_if_modified(|synced| !std::mem::replace(synced, true));
+}
+
+/// Logs what is new, the worst first and not without end.
+fn say(findings: &[Finding], before: &[Finding]) {
+    let mut new: Vec<&Finding> = findings.iter().filter(|f| before.binary_search(f).is_err()).collect();
+    new.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
+    for finding in new.iter().take(MAX_LOGGED) {
+        if finding.severity == lint::Severity::NoEffect {
+            info!("{finding}");
+        } else {
+            warn!("{finding}");
+        }
+    }
+    if new.len() > MAX_LOGGED {
+        warn!("and {} more, see /debug/findings", new.len() - MAX_LOGGED);
+    }
+}
+
+/// Renews certificates in time. Looks at the wall clock every few seconds, since that may jump.
+async fn rotate(shared: Arc<Shared>) {
+    let mut last_push = Instant::now();
+    loop {
+        let now = SystemTime::now();
+        let renewed = shared.issuer.rotate(&shared.hub.identities(), now);
+        if let Err(error) = shared.tls.rotate(now) {
+            warn!(%error, "the ADS server's certificate is not renewed");
+        }
+        let resync = shared.world().mesh.config().resync;
+        let is_resync_due = resync.is_some_and(|interval| last_push.elapsed() >= interval);
+        if renewed > 0 || is_resync_due {
+            shared.publish(None);
+            last_push = Instant::now();
+        }
+        sleep(until_due(&shared, SystemTime::now())).await;
+    }
+}
+
+fn until_due(shared: &Shared, now: SystemTime) -> Duration {
+    let due = shared.issuer.next_due().into_iter().chain([shared.tls.next_due()]).min();
+    let left = due.map_or(ROTATION_CHECK, |due| due.duration_since(now).unwrap_or_default());
+    left.clamp(ROTATION_PAUSE, ROTATION_CHECK)
+}
+
+async fn serve_ads(shared: Arc<Shared>, listener: TcpListener, stop: CancellationToken) {
+    let mut synced = shared.synced.subscribe();
+    tokio::select! {
+        () = stop.cancelled() => return,
+        synced = synced.wait_for(|synced| *synced) => if synced.is_err() { return },
+    }
+    shared.serving.store(true, Ordering::Relaxed);
+    let served = server::serve(listener, Arc::clone(&shared.tls), Arc::clone(&shared.hub), stop).await;
+    shared.serving.store(false, Ordering::Relaxed);
+    if let Err(error) = served {
+        error!(%error, "the ADS server has ended");
+    }
+}
+
+const SERVER_CERTIFICATE_VALIDITY: Duration = Duration::from_secs(24 * 3600);
+const ROTATION_CHECK: Duration = Duration::from_secs(5);
+const ROTATION_PAUSE: Duration = Duration::from_millis(200);
+const MAX_LOGGED: usize = 20;
