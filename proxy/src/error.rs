@@ -252,11 +252,13 @@ pub struct Refusal {
     pub body: Option<Cow<'static, str>>,
     /// Flags besides the row's (`URX`).
     pub more_flags: Flags,
+    /// The request may have reached the upstream, so that another try may repeat its effects.
+    pub sent: bool,
 }
 
 impl From<Reason> for Refusal {
     fn from(reason: Reason) -> Self {
-        Self { reason, status: None, details: None, body: None, more_flags: Flags::NONE }
+        Self { reason, status: None, details: None, body: None, more_flags: Flags::NONE, sent: false }
     }
 }
 

@@ -1,0 +1,64 @@
+//! The request's body as it streams in: counted, and its end told to those who wait for it.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context as Task, Poll, ready},
+};
+
+use bytes::Bytes;
+use http_body::{Body as _, Frame, SizeHint};
+
+use super::exchange::Context;
+use crate::body::{Body, Error};
+
+/// See the module.
+struct Upload {
+    inner: Body,
+    cx: Arc<Context>,
+}
+
+/// Watches a request's body. A request without one is complete at once and costs nothing.
+pub(super) fn watch(body: Body, cx: &Arc<Context>) -> Body {
+    if body.is_end_stream() {
+        cx.upload.finish(false, std::time::Duration::ZERO);
+        return body;
+    }
+    Body::boxed(Upload { inner: body, cx: Arc::clone(cx) })
+}
+
+impl Upload {
+    fn finish(&self, broken: bool) {
+        self.cx.upload.finish(broken, self.cx.started.elapsed());
+        self.cx.log(|entry| entry.request_ended());
+    }
+}
+
+impl http_body::Body for Upload {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, task: &mut Task<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        let polled = ready!(Pin::new(&mut self.inner).poll_frame(task));
+        match &polled {
+            Some(Ok(frame)) => {
+                let bytes = frame.data_ref().map_or(0, Bytes::len);
+                self.cx.upload.frame(bytes, self.cx.started.elapsed());
+                if self.inner.is_end_stream() {
+                    self.finish(false);
+                }
+            }
+            Some(Err(_)) => self.finish(true),
+            None => self.finish(false),
+        }
+        Poll::Ready(polled)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
