@@ -106,6 +106,12 @@ table! {
         false, Upstream,
         "The cluster has no endpoint that can be used.",
         "Look whether the service's pods run and are ready." }
+    DroppedOverload { "dropped-overload", 503, 14, [DropOverload], "drop_overload", "drop overload", false, Policy,
+        "The control plane asked to drop a share of the requests to this cluster.",
+        "Wait, or look at drop_overloads of the cluster's endpoints." }
+    Loop { "loop", 503, 14, [NoHealthyUpstream], "no_healthy_upstream", "no healthy upstream", false, Configuration,
+        "The request's destination is this proxy itself; sending it on would loop for ever.",
+        "Look at the redirection rules and the original destination." }
     ConnectFailed { "connect-failed", 503, 14, [UpstreamConnectionFailure],
         "upstream_reset_before_response_started{remote_connection_failure}",
         "upstream connect error or disconnect/reset before headers. reset reason: remote connection failure",
@@ -146,14 +152,8 @@ table! {
         "upstream_reset_before_response_started{protocol_error}",
         "upstream connect error or disconnect/reset before headers. reset reason: protocol error",
         false, Upstream,
-        "The server's answer is not valid HTTP.",
+        "The server's answer is not valid HTTP, or switches protocols although nobody asked.",
         "Check the service port's appProtocol: it must be tcp if the server does not speak HTTP." }
-    UnaskedUpgrade { "upstream-unasked-upgrade", 502, 14, [UpstreamProtocolError],
-        "upstream_reset_before_response_started{protocol_error}",
-        "upstream connect error or disconnect/reset before headers. reset reason: protocol error",
-        false, Upstream,
-        "The server switched protocols although nobody asked for that.",
-        "Look into the server." }
     CutInBody { "upstream-cut-in-body", 0, 14, [UpstreamProtocolError],
         "upstream_reset_after_response_started{protocol_error}", "", true, Upstream,
         "The server broke off in the middle of its answer; the client's message is cut as well.",

@@ -13,6 +13,7 @@ use crate::{
     config::{self, Name},
     drain::Drain,
     http::HttpRuntime,
+    upstream::Cluster,
 };
 
 /// Everything in force at one moment.
@@ -24,6 +25,8 @@ pub struct Snapshot {
     pub listeners: HashMap<Name, Arc<Listener>>,
     /// Route tables of RDS, by name. Tables written in place live in their chain.
     pub routes: HashMap<Name, Arc<Routes>>,
+    /// By name.
+    pub clusters: HashMap<Name, Arc<Cluster>>,
 }
 
 /// A listener with its runtime state. A new one is made when anything but its chains changes.

@@ -27,11 +27,12 @@ pub enum Flag {
     DownstreamRemoteReset,
     UnauthorizedExternalService,
     UpstreamMaxStreamDurationReached,
+    DropOverload,
 }
 
 impl Flag {
     /// All of them with their short and long names.
-    pub const ALL: [(Self, &'static str, &'static str); 20] = [
+    pub const ALL: [(Self, &'static str, &'static str); 21] = [
         (Self::NoHealthyUpstream, "UH", "NoHealthyUpstream"),
         (Self::UpstreamConnectionFailure, "UF", "UpstreamConnectionFailure"),
         (Self::UpstreamOverflow, "UO", "UpstreamOverflow"),
@@ -52,6 +53,7 @@ impl Flag {
         (Self::UpstreamRequestTimeout, "UT", "UpstreamRequestTimeout"),
         (Self::OverloadManager, "OM", "OverloadManagerTerminated"),
         (Self::DownstreamRemoteReset, "DR", "DownstreamRemoteReset"),
+        (Self::DropOverload, "DO", "DropOverload"),
     ];
 
     /// Short and long name.

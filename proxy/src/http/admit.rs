@@ -9,11 +9,7 @@ use super::{
     exchange::Exchange,
     step::{Step, Stop},
 };
-use crate::{
-    body::Body,
-    config::http::HttpConnectionManager,
-    error::Reason,
-};
+use crate::{body::Body, config::http::HttpConnectionManager, error::Reason};
 
 /// See the module.
 #[derive(Clone, Copy, Debug)]
@@ -204,10 +200,9 @@ mod tests {
         *request.version_mut() = version;
         *request.uri_mut() = target.parse().unwrap();
         for (name, value) in headers {
-            request.headers_mut().append(
-                HeaderName::from_bytes(name.as_bytes()).unwrap(),
-                HeaderValue::from_bytes(value).unwrap(),
-            );
+            request
+                .headers_mut()
+                .append(HeaderName::from_bytes(name.as_bytes()).unwrap(), HeaderValue::from_bytes(value).unwrap());
         }
         request
     }

@@ -111,8 +111,14 @@ mod tests {
 
     #[test]
     fn each_part_of_a_redirect_replaces_its_part_of_the_url() {
-        let same =
-            Redirect { status: StatusCode::FOUND, scheme: None, host: None, port: None, path: None, strip_query: false };
+        let same = Redirect {
+            status: StatusCode::FOUND,
+            scheme: None,
+            host: None,
+            port: None,
+            path: None,
+            strip_query: false,
+        };
         let full = |p: &str| Some(PathRedirect::Full(p.into()));
         for (redirect, expected) in [
             (same.clone(), "http://h:80/a/b?q=1"),

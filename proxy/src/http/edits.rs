@@ -32,7 +32,8 @@ impl Step for Edits {
             let mut headers = std::mem::take(exchange.request.headers_mut());
             let before = renders(edits).then(|| headers.clone());
             edits.apply(&mut headers, |template| {
-                let view = before.as_ref().map(|headers| crate::config::route::RequestView { headers, ..exchange.view() });
+                let view =
+                    before.as_ref().map(|headers| crate::config::route::RequestView { headers, ..exchange.view() });
                 cx.render(template, view.as_ref(), &HeaderMap::new())
             });
             *exchange.request.headers_mut() = headers;

@@ -33,11 +33,12 @@ use crate::{
         route::{RequestView, RetryPolicy},
         route_match::is_grpc,
     },
+    drain::Drain,
     error::Reason,
     net::connection::ConnInfo,
     snapshot::{Shared, Snapshot},
     telemetry::access_log::{Entry, Record, render},
-    upstream::{Cluster, Endpoint},
+    upstream::{Cluster, Endpoint, Upgrade},
 };
 
 /// A downstream connection that speaks HTTP.
@@ -46,6 +47,8 @@ pub(super) struct Conn {
     pub(super) http: Arc<HttpRuntime>,
     pub(super) shared: Arc<Shared>,
     pub(super) life: Arc<Life>,
+    /// The chain's end.
+    pub(super) drain: Drain,
 }
 
 impl Conn {
@@ -70,7 +73,6 @@ pub(super) struct Context {
     /// Decides on fractions and splits.
     pub(super) random: u64,
     pub(super) version: Version,
-    pub(super) is_head: bool,
     /// The client speaks gRPC, so that refusals are gRPC statuses.
     pub(super) grpc: bool,
     pub(super) matched: OnceLock<Matched>,
@@ -83,6 +85,8 @@ pub(super) struct Context {
     pub(super) websocket: OnceLock<()>,
     /// The client's side of the connection after a 101.
     pub(super) upgrade: Mutex<Option<OnUpgrade>>,
+    /// The server's side of it.
+    pub(super) tunnel: Mutex<Option<Upgrade>>,
     pub(super) upload: UploadState,
     pub(super) notes: Mutex<Notes>,
 }
@@ -114,7 +118,6 @@ impl Exchange {
             started: Instant::now(),
             random: fastrand::u64(..),
             version: request.version(),
-            is_head: request.method() == Method::HEAD,
             grpc: is_grpc(request.headers()),
             matched: OnceLock::new(),
             cluster: OnceLock::new(),
@@ -122,11 +125,9 @@ impl Exchange {
             limiter: OnceLock::new(),
             websocket: OnceLock::new(),
             upgrade: Mutex::new(None),
+            tunnel: Mutex::new(None),
             upload: UploadState::default(),
-            notes: Mutex::new(Notes {
-                entry: conn.http.loggers.begin(&conn.info.connection),
-                ..Notes::default()
-            }),
+            notes: Mutex::new(Notes { entry: conn.http.loggers.begin(&conn.info.connection), ..Notes::default() }),
             conn,
         };
         Self { request, cx: Arc::new(cx), snapshot: None }
@@ -226,7 +227,12 @@ impl Context {
     }
 
     /// The text of a header value with operators.
-    pub(super) fn render(&self, template: &Template, request: Option<&RequestView<'_>>, response: &HeaderMap) -> String {
+    pub(super) fn render(
+        &self,
+        template: &Template,
+        request: Option<&RequestView<'_>>,
+        response: &HeaderMap,
+    ) -> String {
         let mut record = Record::new(Arc::clone(&self.conn.info.connection));
         if let Some(request) = request {
             record.method = Some(request.method.clone());
@@ -256,7 +262,6 @@ impl Context {
 #[derive(Default)]
 pub(super) struct UploadState {
     done: AtomicBool,
-    broken: AtomicBool,
     bytes: AtomicU64,
     /// When the last frame came, in milliseconds after the start.
     last: AtomicU64,
@@ -268,11 +273,6 @@ impl UploadState {
     /// The request is complete.
     pub(super) fn is_done(&self) -> bool {
         self.done.load(Relaxed)
-    }
-
-    /// The client broke off.
-    pub(super) fn is_broken(&self) -> bool {
-        self.broken.load(Relaxed)
     }
 
     pub(super) fn bytes(&self) -> u64 {
@@ -293,11 +293,9 @@ impl UploadState {
         self.last.store(u64::try_from(at.as_millis()).unwrap_or(u64::MAX), Relaxed);
     }
 
-    pub(super) fn finish(&self, broken: bool, at: Duration) {
+    /// Nothing more comes.
+    pub(super) fn finish(&self, at: Duration) {
         self.last.store(u64::try_from(at.as_millis()).unwrap_or(u64::MAX), Relaxed);
-        if broken {
-            self.broken.store(true, Relaxed);
-        }
         self.done.store(true, Relaxed);
         self.waiter.wake();
     }

@@ -149,7 +149,10 @@ mod tests {
         let peer = "10.0.0.1".parse().unwrap();
         let mut inner = headers(&[("x-forwarded-proto", "https"), ("x-forwarded-for", "1.2.3.4")]);
         forwarded(&mut inner, &manager(), peer, "http");
-        assert_eq!((&inner[FORWARDED_PROTO], &inner[FORWARDED_FOR]), (&"https".parse().unwrap(), &"1.2.3.4".parse().unwrap()));
+        assert_eq!(
+            (&inner[FORWARDED_PROTO], &inner[FORWARDED_FOR]),
+            (&"https".parse().unwrap(), &"1.2.3.4".parse().unwrap())
+        );
         let mut edge = manager();
         edge.use_remote_address = true;
         forwarded(&mut inner, &edge, peer, "http");

@@ -315,7 +315,7 @@ mod tests {
             ..retry_policy()
         };
         let longest = |n| back_off(&policy, n, u32::MAX).as_millis();
-        assert_eq!([1, 2, 3, 4, 5, 40].map(longest), [24, 74, 174, 249, 249, 249]);
+        assert_eq!([1, 2, 3, 4, 5, 40].map(longest), [25, 75, 175, 250, 250, 250]);
         assert_eq!(back_off(&policy, 3, 0), Duration::ZERO);
     }
 }

@@ -46,7 +46,6 @@ stats! {
     downstream_cx_protocol_error
     downstream_cx_idle_timeout
     downstream_cx_max_duration_reached
-    downstream_cx_max_requests_reached
     downstream_cx_drain_close
     downstream_cx_upgrades_total
     downstream_rq_total
@@ -59,14 +58,12 @@ stats! {
     downstream_rq_header_timeout
     downstream_rq_idle_timeout
     downstream_rq_max_duration_reached
-    downstream_rq_response_before_rq_complete
     downstream_rq_ws_on_non_ws_route
     downstream_rq_panicked
     no_route
     no_cluster
     rq_direct_response
     rq_redirect
-    rq_total
 }
 
 impl HttpStats {

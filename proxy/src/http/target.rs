@@ -47,11 +47,7 @@ impl Step for ChooseCluster {
 }
 
 /// Rewrites path and host. True when it changed something.
-fn rewrite(
-    exchange: &mut Exchange,
-    forward: &Forward,
-    replace: impl Fn(&str, &str) -> String,
-) -> Result<bool, Stop> {
+fn rewrite(exchange: &mut Exchange, forward: &Forward, replace: impl Fn(&str, &str) -> String) -> Result<bool, Stop> {
     if let Some(prefix) = &forward.prefix_rewrite {
         let uri = exchange.request.uri();
         let mut target = replace(uri.path(), prefix);

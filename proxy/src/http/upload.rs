@@ -21,15 +21,15 @@ struct Upload {
 /// Watches a request's body. A request without one is complete at once and costs nothing.
 pub(super) fn watch(body: Body, cx: &Arc<Context>) -> Body {
     if body.is_end_stream() {
-        cx.upload.finish(false, std::time::Duration::ZERO);
+        cx.upload.finish(std::time::Duration::ZERO);
         return body;
     }
     Body::boxed(Upload { inner: body, cx: Arc::clone(cx) })
 }
 
 impl Upload {
-    fn finish(&self, broken: bool) {
-        self.cx.upload.finish(broken, self.cx.started.elapsed());
+    fn finish(&self) {
+        self.cx.upload.finish(self.cx.started.elapsed());
         self.cx.log(|entry| entry.request_ended());
     }
 }
@@ -45,11 +45,10 @@ impl http_body::Body for Upload {
                 let bytes = frame.data_ref().map_or(0, Bytes::len);
                 self.cx.upload.frame(bytes, self.cx.started.elapsed());
                 if self.inner.is_end_stream() {
-                    self.finish(false);
+                    self.finish();
                 }
             }
-            Some(Err(_)) => self.finish(true),
-            None => self.finish(false),
+            Some(Err(_)) | None => self.finish(),
         }
         Poll::Ready(polled)
     }

@@ -97,6 +97,23 @@ impl Line {
     }
 }
 
+/// The text of a header value: as in a line, but what is missing is left out (Envoy's `omit_empty_values`).
+#[must_use]
+pub fn render(template: &Template, record: &Record) -> String {
+    let mut out = String::new();
+    for part in &template.parts {
+        match part {
+            Part::Literal(literal) => out.push_str(literal),
+            Part::Operator(operator, length) => match value(operator, record) {
+                Value::Missing => {}
+                Value::Number(n) => drop(write!(out, "{n}")),
+                Value::Text(text) => out.push_str(cut(&text, *length)),
+            },
+        }
+    }
+    out
+}
+
 fn object(fields: &[(String, JsonValue)], pieces: &mut Vec<Piece>, needs: &mut Needs) {
     for (at, (key, field)) in fields.iter().enumerate() {
         let mut raw = String::from(if at == 0 { "{\"" } else { ",\"" });

@@ -18,6 +18,7 @@ use http::{HeaderMap, HeaderName};
 
 use self::line::Line;
 pub use self::{
+    line::render,
     record::{Connection, Record, Request},
     sink::{SinkHandle, Sinks},
 };

@@ -1,0 +1,178 @@
+//! The innermost service: one try. Takes a place among the cluster's requests, picks an endpoint, sends, and gives back
+//! the answer's head with a body that streams.
+
+use std::{
+    borrow::Cow,
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context as Task, Poll},
+};
+
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body::Body as _;
+use tokio::time::Instant;
+use tower::Service;
+
+use super::{
+    exchange::{Context, Exchange},
+    step::Outcome,
+};
+use crate::{
+    body::Body,
+    error::{Reason, Refusal},
+    upstream::{Cluster, Endpoint, ErrorKind, NoEndpoint, PickContext, SendOptions, UpstreamError, Version},
+};
+
+/// See the module.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Attempt;
+
+impl Service<Exchange> for Attempt {
+    type Response = Response<Body>;
+    type Error = Refusal;
+    type Future = Pin<Box<dyn Future<Output = Outcome> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Task<'_>) -> Poll<Result<(), Refusal>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, exchange: Exchange) -> Self::Future {
+        // One box per try keeps the futures of all layers around it small.
+        Box::pin(attempt(exchange))
+    }
+}
+
+async fn attempt(exchange: Exchange) -> Outcome {
+    let Exchange { mut request, cx, snapshot: _ } = exchange;
+    let Some(cluster) = cx.cluster.get() else { return Err(Reason::ClusterNotFound.into()) };
+    let permit = cluster.admit_request().map_err(|_| our_fault(cluster, Reason::Overflow))?;
+    let endpoint = pick(&cx, cluster).map_err(|none| our_fault(cluster, of_no_endpoint(none)))?;
+    let options = options(&cx, cluster);
+    shape(&mut request, &cx, options.version);
+    let sent_at = Instant::now();
+    let answer = cluster.send(&endpoint, request, permit, options).await.map_err(|e| of_error(&cx, cluster, e))?;
+    cx.log(|entry| {
+        entry.response_began();
+        entry.upstream_local = answer.local_addr();
+    });
+    let mut response = answer.response;
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        *cx.tunnel.lock() = answer.upgrade;
+    } else {
+        remove_hop_by_hop(response.headers_mut());
+    }
+    let took = u64::try_from(sent_at.elapsed().as_millis()).unwrap_or(u64::MAX);
+    response.headers_mut().insert(SERVICE_TIME, HeaderValue::from(took));
+    cx.note(crate::config::flags::Flags::NONE, "via_upstream");
+    Ok(response)
+}
+
+fn options(cx: &Context, cluster: &Cluster) -> SendOptions {
+    let upgrade = cx.websocket.get().is_some();
+    // A WebSocket needs a connection of its own.
+    let version = if upgrade { Version::Http1 } else { cluster.version(cx.is_http2()) };
+    SendOptions { version, worker: cx.conn.info.worker, upgrade }
+}
+
+/// Picks an endpoint and notes it. Endpoints tried before are avoided as the retry policy says.
+fn pick(cx: &Context, cluster: &Arc<Cluster>) -> Result<Arc<Endpoint>, NoEndpoint> {
+    let mut notes = cx.notes.lock();
+    let more_picks = match cx.matched.get().and_then(|m| m.retry()) {
+        Some(policy) if policy.avoid_previous_hosts => policy.host_selection_attempts,
+        _ => 0,
+    };
+    let original_dst = cx.conn.info.original_destination;
+    let endpoint = cluster.pick(&PickContext { original_dst, previous: &notes.tried, more_picks })?;
+    notes.attempts += 1;
+    let attempts = notes.attempts;
+    notes.tried.push(Arc::clone(&endpoint));
+    if let Some(entry) = &mut notes.entry {
+        entry.attempts = attempts;
+        entry.upstream_host = Some(endpoint.address());
+    }
+    Ok(endpoint)
+}
+
+/// What only this try's request carries.
+fn shape(request: &mut Request<Body>, cx: &Context, version: Version) {
+    if cx.matched.get().is_some_and(|m| m.host().include_attempt_count) {
+        let attempts = cx.notes.lock().attempts;
+        request.headers_mut().insert(ATTEMPT_COUNT, HeaderValue::from(attempts));
+    }
+    if cx.websocket.get().is_some() {
+        request.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+        request.headers_mut().insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+    }
+    // hyper takes a GET or HEAD of unknown length as one without body, unless told.
+    let bodiless = matches!(*request.method(), Method::GET | Method::HEAD | Method::DELETE | Method::OPTIONS);
+    if version == Version::Http1
+        && bodiless
+        && !request.body().is_end_stream()
+        && !request.headers().contains_key(header::CONTENT_LENGTH)
+    {
+        request.headers_mut().insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    }
+}
+
+fn of_no_endpoint(none: NoEndpoint) -> Reason {
+    match none {
+        NoEndpoint::NoneHealthy | NoEndpoint::NoOriginalDestination => Reason::NoHealthyUpstream,
+        NoEndpoint::Dropped => Reason::DroppedOverload,
+        NoEndpoint::Loop => Reason::Loop,
+    }
+}
+
+/// A refusal in place of an answer, charged to the cluster.
+fn our_fault(cluster: &Cluster, reason: Reason) -> Refusal {
+    let refusal = Refusal::from(reason);
+    cluster.stats().charge_code(refusal.status());
+    refusal
+}
+
+fn of_error(cx: &Context, cluster: &Cluster, error: UpstreamError) -> Refusal {
+    let reason = match &error.kind {
+        ErrorKind::Connect(_) => Reason::ConnectFailed,
+        ErrorKind::ConnectTimeout(_) => Reason::ConnectTimeout,
+        ErrorKind::Tls(_) => Reason::TlsFailed,
+        ErrorKind::Overflow(_) => Reason::Overflow,
+        ErrorKind::Closed(_) => Reason::UpstreamClosed,
+        ErrorKind::Reset(_) => Reason::UpstreamReset,
+        ErrorKind::Refused => Reason::UpstreamRefusedStream,
+        ErrorKind::Protocol(_) => Reason::UpstreamProtocol,
+        ErrorKind::RequestBody(_) => Reason::BodyFailed,
+    };
+    let words = match &error.kind {
+        ErrorKind::Connect(words) | ErrorKind::Tls(words) => Some(words.clone()),
+        _ => None,
+    };
+    let details = words.as_deref().and_then(|words| {
+        let base = reason.row().details.strip_suffix('}')?;
+        Some(Cow::Owned(format!("{base}|{words}}}")))
+    });
+    if let Some(words) = words {
+        cx.log(|entry| entry.upstream_failure = Some(Cow::Owned(words)));
+    }
+    Refusal { sent: error.sent, details, ..our_fault(cluster, reason) }
+}
+
+/// Removes what concerns the upstream's connection only.
+fn remove_hop_by_hop(headers: &mut HeaderMap) {
+    if let Some(connection) = headers.remove(header::CONNECTION) {
+        for name in connection.to_str().unwrap_or_default().split(',') {
+            if let Ok(name) = HeaderName::from_bytes(name.trim().as_bytes())
+                && !matches!(name, header::CONTENT_LENGTH | header::SET_COOKIE | header::CONTENT_TYPE)
+            {
+                headers.remove(name);
+            }
+        }
+    }
+    for name in [&header::TRANSFER_ENCODING, &header::UPGRADE, &KEEP_ALIVE, &PROXY_CONNECTION] {
+        headers.remove(name);
+    }
+}
+
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+const ATTEMPT_COUNT: HeaderName = HeaderName::from_static("x-envoy-attempt-count");
+const SERVICE_TIME: HeaderName = HeaderName::from_static("x-envoy-upstream-service-time");
