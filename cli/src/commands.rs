@@ -4,13 +4,17 @@
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt as _;
+use std::path::Path;
 use std::process::{Command, ExitCode};
 
 use clap::{CommandFactory as _, Parser, Subcommand};
 
 use crate::apps::{self, AppArgs};
+use crate::check::{self, CheckArgs};
+use crate::demo::{self, DemoArgs};
 use crate::pod::agent::{self, AgentArgs};
-use crate::pod::{Binaries, privilege};
+use crate::pod::{Binaries, Topology, privilege};
+use crate::run::{self, ExecArgs, RunArgs};
 
 const USAGE: u8 = 64;
 
@@ -31,6 +35,23 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    /// Run the bookstore as a whole mesh on this machine, live, until Ctrl-C.
+    #[command(after_help = "Examples:\n  \
+        oxmesh demo\n  \
+        oxmesh demo --data-plane mixed --duration 1m\n  \
+        oxmesh demo --once -o json          for scripts: status 0 if the mesh does what it should")]
+    Demo(DemoArgs),
+    /// Run a program of yours as a pod of a mesh on this machine, with a sidecar.
+    #[command(after_help = "Examples:\n  \
+        oxmesh run --name web --port 8080 -- ./my-app\n  \
+        oxmesh run --name client -- curl http://web:8080/       from a second terminal")]
+    Run(RunArgs),
+    /// Say what is wrong with a folder of objects: status 0 if nothing, 2 if something is.
+    #[command(after_help = "Examples:\n  oxmesh check -f manifests/\n  oxmesh check -f manifests/ -o json")]
+    Check(CheckArgs),
+    /// Run a command inside of a pod of `oxmesh run` or `oxmesh demo`.
+    #[command(after_help = "Example:\n  oxmesh exec default/web -- curl -s http://127.0.0.1:15000/clusters")]
+    Exec(ExecArgs),
     /// Run a sidecar: everything behind it goes to oxmesh-proxy, which has Envoy's options.
     #[command(disable_help_flag = true, after_help = "Example:\n  oxmesh proxy -c bootstrap.yaml")]
     Proxy {
@@ -81,7 +102,7 @@ pub fn main() -> ExitCode {
             return ExitCode::from(if error.use_stderr() { USAGE } else { 0 });
         }
     };
-    match run(cli.command) {
+    match execute(cli.command) {
         Ok(status) => status,
         Err(error) => {
             eprintln!("error: {error:#}");
@@ -90,11 +111,24 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn run(command: Verb) -> anyhow::Result<ExitCode> {
+fn execute(command: Verb) -> anyhow::Result<ExitCode> {
     match command {
+        Verb::Demo(args) => {
+            need_namespaces(None)?;
+            block_on(demo::run(args))
+        }
+        Verb::Run(args) => {
+            need_namespaces(Some(&args.folder()))?;
+            block_on(run::run(args))
+        }
+        Verb::Check(args) => check::run(&args),
+        Verb::Exec(args) => {
+            need_namespaces(Some(&args.folder()))?;
+            block_on(run::exec(args))
+        }
         Verb::Proxy { args } => exec_sibling("oxmesh-proxy", args),
         Verb::Controller { args } => exec_sibling("oxmesh-controller", args),
-        Verb::App(args) => block_on(apps::run(args)),
+        Verb::App(args) => block_on(async { apps::run(args).await.map(|()| ExitCode::SUCCESS) }),
         Verb::Completion { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "oxmesh", &mut std::io::stdout());
             Ok(ExitCode::SUCCESS)
@@ -103,7 +137,9 @@ fn run(command: Verb) -> anyhow::Result<ExitCode> {
             println!("oxmesh {}", env!("CARGO_PKG_VERSION"));
             Ok(ExitCode::SUCCESS)
         }
-        Verb::Internal { command: Internal::Agent(args) } => block_on(async { Ok(agent::serve(args).await?) }),
+        Verb::Internal { command: Internal::Agent(args) } => {
+            block_on(async { Ok(agent::serve(args).await.map(|()| ExitCode::SUCCESS)?) })
+        }
     }
 }
 
@@ -114,15 +150,21 @@ fn exec_sibling(program: &str, args: Vec<OsString>) -> anyhow::Result<ExitCode> 
 }
 
 /// On one thread: children die with the thread that started them, so it must be the main one.
-fn block_on(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<ExitCode> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(work)?;
-    Ok(ExitCode::SUCCESS)
+fn block_on(work: impl Future<Output = anyhow::Result<ExitCode>>) -> anyhow::Result<ExitCode> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)
 }
 
-/// Goes on as root of namespaces: of the machine's if this is root, else of a new user namespace.
-fn need_namespaces() -> anyhow::Result<()> {
-    if privilege::is_root() { Ok(()) } else { Err(privilege::enter_user_namespace().into()) }
+/// Goes on as root of namespaces: of the machine's, of the mesh's that runs in `folder`, or of
+/// new ones.
+fn need_namespaces(folder: Option<&Path>) -> anyhow::Result<()> {
+    if privilege::is_root() {
+        return Ok(());
+    }
+    let error = match folder.and_then(Topology::owner) {
+        Some(owner) => privilege::enter_user_namespace_of(owner),
+        None => privilege::enter_user_namespace(),
+    };
+    Err(error.into())
 }
 
 #[cfg(test)]

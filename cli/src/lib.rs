@@ -2,5 +2,11 @@
 //! are made of.
 
 pub mod apps;
+pub mod check;
 pub mod commands;
+pub mod demo;
+pub mod mesh;
+pub mod output;
 pub mod pod;
+pub mod run;
+mod signals;

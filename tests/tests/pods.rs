@@ -68,7 +68,7 @@ async fn redirects(exempt: Exempt) {
     let buyer = topology.pod(spec("buyer", Some(DataPlane::Envoy))).await.expect("a pod");
     let outside = topology.pod(spec("outside", None)).await.expect("a pod");
     let app = ["oxmesh", "app", "bookstore", "--identity", "v1"];
-    let _app = store.spawn_app(&app, &[]).expect("an app");
+    let _app = store.spawn_app("app", &app, &[]).expect("an app");
 
     // Redirection comes before the sidecar: until it runs, nothing reaches the application.
     let page = format!("http://{}:14001/books-bought", store.ip());
@@ -86,7 +86,7 @@ async fn redirects(exempt: Exempt) {
         let ready = until("readiness", LIMIT, async || pod.admin_get("/ready").await).await;
         assert_eq!(ready.expect("the admin server answers").0, StatusCode::OK);
     }
-    let logs = |index: usize| fs::read_to_string(sidecars[index].log()).expect("a log");
+    let logs = |index: usize| fs::read_to_string(sidecars[index].log().expect("a file")).expect("a log");
 
     let answer = buyer.exec(&curl).await.expect("both sidecars pass it on");
     assert!(answer.contains("identity: v1"), "{answer}");

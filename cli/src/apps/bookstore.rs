@@ -21,7 +21,7 @@ pub(super) async fn run(identity: &str, warehouse: &str, port: u16) -> anyhow::R
         identity: HeaderValue::from_str(identity)?,
         warehouse: warehouse.to_owned(),
         sold: AtomicU64::new(0),
-        counters: Counters::new("bookstore"),
+        counters: Counters::new("bookstore", warehouse),
     });
     web::serve(port, move |request| {
         let store = Arc::clone(&store);

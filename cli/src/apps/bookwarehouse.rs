@@ -21,7 +21,7 @@ struct Warehouse {
 }
 
 pub(super) async fn run(bookdb: &str, port: u16) -> anyhow::Result<()> {
-    let warehouse = Arc::new(Warehouse { bookdb: bookdb.to_owned(), counters: Counters::new("bookwarehouse") });
+    let warehouse = Arc::new(Warehouse { bookdb: bookdb.to_owned(), counters: Counters::new("bookwarehouse", bookdb) });
     web::serve(port, move |request| {
         let warehouse = Arc::clone(&warehouse);
         async move { warehouse.handle(request).await }

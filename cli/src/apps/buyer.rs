@@ -11,7 +11,7 @@ use super::web;
 /// Buys for ever, one line per attempt. The thief, too, says that it is `client-app: bookbuyer`:
 /// it is told by its certificate, not by what it says.
 pub(super) async fn run(app: &str, store: &str, port: u16, pause: Duration) -> anyhow::Result<()> {
-    let counters = Arc::new(Counters::new(app));
+    let counters = Arc::new(Counters::new(app, store));
     let shown = Arc::clone(&counters);
     let server = tokio::spawn(web::serve(port, move |_| {
         let answer = web::show(&shown);
@@ -45,7 +45,7 @@ async fn buy(store: &str, path: &str) -> Result<String, String> {
 
 /// The status, and the mesh's own word for it where there is one.
 fn refusal(reply: &web::Reply) -> String {
-    let why = reply.headers.get("x-mesh-why").and_then(|value| value.to_str().ok());
+    let why = reply.headers.get("x-oxmesh-why").and_then(|value| value.to_str().ok());
     let body = std::str::from_utf8(&reply.body).ok().filter(|text| text.len() <= 100);
     match why.or(body).map(str::trim) {
         Some(words) if !words.is_empty() => format!("{}: {words}", reply.status.as_u16()),

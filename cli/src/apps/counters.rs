@@ -10,6 +10,8 @@ use serde::{Deserialize, Serialize};
 pub struct Counts {
     /// Name of the application.
     pub app: String,
+    /// Whom it calls, `host:port`.
+    pub target: String,
     /// Calls that it made.
     pub attempts: u64,
     /// Calls that were answered with 200, or done in full.
@@ -29,8 +31,9 @@ pub struct Counts {
 pub(super) struct Counters(Mutex<Counts>);
 
 impl Counters {
-    pub(super) fn new(app: &str) -> Self {
-        Self(Mutex::new(Counts { app: app.to_owned(), ..Counts::default() }))
+    pub(super) fn new(app: &str, target: &str) -> Self {
+        let counts = Counts { app: app.to_owned(), target: target.to_owned(), ..Counts::default() };
+        Self(Mutex::new(counts))
     }
 
     /// Counts a call: the other side's identity, or the status or reason of its failure.

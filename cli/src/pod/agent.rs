@@ -21,6 +21,8 @@ use tokio::time::timeout;
 
 /// Name of the socket in the pod's folder.
 pub const SOCKET: &str = "agent.sock";
+/// Name of the file with the agent's id, as seen from outside, in the pod's folder.
+pub(crate) const HOLDER: &str = "agent.pid";
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 
 /// What the agent prepares.
@@ -101,6 +103,13 @@ async fn serve_client(client: UnixStream) {
             let _ = client.write_all(format!("{error}\n").as_bytes()).await;
         }
     }
+}
+
+/// Id of the agent that runs in a pod's folder, if one does.
+#[must_use]
+pub fn holder(folder: &Path) -> Option<u32> {
+    let pid = std::fs::read_to_string(folder.join(HOLDER)).ok()?.parse().ok()?;
+    Path::new("/proc").join(format!("{pid}/ns/net")).exists().then_some(pid)
 }
 
 /// Connects to `target` (`address:port`) from inside the pod whose folder this is.

@@ -73,7 +73,7 @@ impl Folder {
 
     /// Folders that others may pass through but not list: sidecars and applications reach what
     /// is theirs.
-    fn lay_out(&self) -> Result<(), PodError> {
+    pub(crate) fn lay_out(&self) -> Result<(), PodError> {
         let passable = fs::Permissions::from_mode(0o711);
         fs::set_permissions(&self.path, passable).map_err(PodError::file("open", &self.path))?;
         for part in ["manifests", "state", "pods", "bin", "addresses"] {

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use http::StatusCode;
 use http_body_util::{BodyExt as _, Empty};
 use hyper_util::rt::TokioIo;
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
@@ -37,8 +38,23 @@ pub struct Namespace {
     name: String,
     folder: PathBuf,
     holder: u32,
-    // Kills the agent, and with it all that is inside, when dropped. `None`: another process's.
-    _keeper: Option<Child>,
+    // `unshare`, the agent's parent. `None`: another process's.
+    keeper: Option<Child>,
+}
+
+impl Drop for Namespace {
+    /// Ends the agent, and with it all that is inside. Waits for `unshare` to collect it.
+    fn drop(&mut self) {
+        let Some(keeper) = &self.keeper else { return };
+        let pid = |id: u32| Pid::from_raw(id.cast_signed());
+        if let Some(holder) = pid(self.holder)
+            && kill_process(holder, Signal::KILL).is_ok()
+            && let Some(keeper) = keeper.id().and_then(pid)
+        {
+            // Already gone is as good.
+            let _ = waitpid(Some(keeper), WaitOptions::empty());
+        }
+    }
 }
 
 /// What a namespace starts with.
@@ -82,17 +98,16 @@ impl Namespace {
         let first = timeout(START_LIMIT, BufReader::new(stdout).lines().next_line()).await;
         let ready = matches!(first, Ok(Ok(Some(line))) if line == "ready");
         let holder = keeper.id().and_then(process::child_of).filter(|_| ready);
-        Ok(Self {
-            name: name.to_owned(),
-            folder: folder.to_owned(),
-            holder: holder.ok_or_else(failed)?,
-            _keeper: Some(keeper),
-        })
+        let holder = holder.ok_or_else(failed)?;
+        let file = folder.join(agent::HOLDER);
+        std::fs::write(&file, holder.to_string()).map_err(PodError::file("write", &file))?;
+        Ok(Self { name: name.to_owned(), folder: folder.to_owned(), holder, keeper: Some(keeper) })
     }
 
     /// Namespaces that another process made, by the id of the agent in them.
-    pub(crate) fn existing(name: &str, folder: PathBuf, holder: u32) -> Self {
-        Self { name: name.to_owned(), folder, holder, _keeper: None }
+    #[must_use]
+    pub fn existing(name: &str, folder: PathBuf, holder: u32) -> Self {
+        Self { name: name.to_owned(), folder, holder, keeper: None }
     }
 
     /// Its name for messages.
@@ -131,7 +146,7 @@ impl Namespace {
                 command.args(["setpriv", &uid, &gid, "--clear-groups", "--no-new-privs", "--"]);
             }
         }
-        command.arg(program).process_group(0).kill_on_drop(true);
+        command.arg(program).kill_on_drop(true);
         command
     }
 
@@ -176,6 +191,15 @@ impl Namespace {
     pub fn spawn(&self, name: &str, command: Command) -> Result<Process, PodError> {
         let log = self.folder.join(format!("{name}.log"));
         Process::spawn(&format!("{} of {}", name, self.name), command, log)
+    }
+
+    /// Starts a command made by [`Namespace::command`] on this process's own terminal: it reads,
+    /// prints, and gets Ctrl-C.
+    ///
+    /// # Errors
+    /// [`PodError::Spawn`].
+    pub fn spawn_attached(&self, name: &str, command: Command) -> Result<Process, PodError> {
+        Process::attached(&format!("{} of {}", name, self.name), command)
     }
 
     /// Connects to an address (`127.0.0.1:15000`) from inside.

@@ -8,7 +8,6 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use http::StatusCode;
-use rustix::fs::{Gid, Uid, chown};
 use serde_json::{Value, json};
 
 use super::hosts::{self, ServiceName};
@@ -42,7 +41,7 @@ impl DataPlane {
 /// What a pod is.
 #[derive(Debug, Clone, Default)]
 pub struct PodSpec {
-    /// Name, unique in the topology.
+    /// Name, unique in its namespace.
     pub name: String,
     /// Kubernetes namespace.
     pub namespace: String,
@@ -52,7 +51,11 @@ pub struct PodSpec {
     pub labels: BTreeMap<String, String>,
     /// Annotations.
     pub annotations: BTreeMap<String, String>,
-    /// Named ports of its containers, as Services' `targetPort` may refer to.
+    /// Kind and name of what runs it, such as a Deployment's.
+    pub owner: Option<(String, String)>,
+    /// Name of the headless Service that gives it a name of its own.
+    pub subdomain: Option<String>,
+    /// Ports of its containers; Services' `targetPort` may refer to a name.
     pub ports: Vec<(Option<String>, u16)>,
     /// Sidecar to be; `None` for a pod outside of the mesh, which gets no redirection either.
     pub data_plane: Option<DataPlane>,
@@ -89,7 +92,11 @@ impl Drop for Reserved {
 impl Pod {
     pub(crate) async fn create(topology: &Topology, spec: PodSpec, addresses: Addresses) -> Result<Self, PodError> {
         let reserved = Reserved(address_file(topology.folder(), addresses.number()));
-        let folder = topology.folder().join("pods").join(&spec.name);
+        let folder = topology.folder().join("pods").join(format!("{}.{}", spec.namespace, spec.name));
+        if folder.exists() {
+            // An earlier pod of this name.
+            fs::remove_dir_all(&folder).map_err(PodError::file("clear", &folder))?;
+        }
         super::folder::create(&folder)?;
         let hosts = folder.join("hosts");
         let own = hosts::render(&spec.name, &spec.namespace, &addresses.all(), &[]);
@@ -104,7 +111,7 @@ impl Pod {
             binds.push(topology.bind_program(&topology.binaries().find(data_plane.program())?)?);
         }
         let setup = Setup {
-            name: &spec.name,
+            name: &format!("{}/{}", spec.namespace, spec.name),
             folder: &folder,
             oxmesh: &oxmesh,
             binds: &binds,
@@ -175,15 +182,19 @@ impl Pod {
         fs::write(&path, text).map_err(PodError::file("write", &path))
     }
 
-    /// Starts the sidecar with the bootstrap in `folder`, which becomes the sidecar's own.
+    /// How redirection tells its sidecar.
+    #[must_use]
+    pub fn exempt(&self) -> Exempt {
+        self.exempt
+    }
+
+    /// Starts the sidecar with the bootstrap in `folder`, which the user [`PROXY_UID`] must be able
+    /// to read where [`Pod::exempt`] says so.
     ///
     /// # Errors
     /// [`PodError::Spawn`], [`PodError::File`].
     pub fn spawn_sidecar(&self, folder: &Path, args: &[String]) -> Result<Process, PodError> {
         let data_plane = self.spec.data_plane.unwrap_or(DataPlane::Oxmesh);
-        if self.exempt == Exempt::Uid {
-            give(folder, PROXY_UID)?;
-        }
         let user = match self.exempt {
             Exempt::Uid => User::Id(PROXY_UID),
             Exempt::Mark => User::Root,
@@ -208,16 +219,21 @@ impl Pod {
         self.namespace.spawn("sidecar", command)
     }
 
-    /// Starts an application as a user that isn't the sidecar's. A program that the spec lists,
-    /// and `oxmesh`, are found by file name; others by their path.
+    /// Starts an application as a user that isn't the sidecar's; its output goes to `<name>.log`.
+    /// A program that the spec lists, and `oxmesh`, are found by file name; others by their path.
     ///
     /// # Errors
     /// [`PodError::Spawn`], [`PodError::File`].
-    pub fn spawn_app<S: AsRef<OsStr>>(&self, argv: &[S], env: &[(String, String)]) -> Result<Process, PodError> {
+    pub fn spawn_app<S: AsRef<OsStr>>(
+        &self,
+        name: &str,
+        argv: &[S],
+        env: &[(String, String)],
+    ) -> Result<Process, PodError> {
         let (program, args) = argv.split_first().expect("a command has a program");
         let mut command = self.namespace.command(self.app_user(), self.program(program.as_ref()));
         command.args(args).envs(env.iter().map(|(name, value)| (name, value)));
-        self.namespace.spawn("app", command)
+        self.namespace.spawn(name, command)
     }
 
     /// The user that applications run as.
@@ -262,6 +278,9 @@ impl Pod {
             })
             .collect();
         let ips: Vec<Value> = self.ips().iter().map(|ip| json!({"ip": ip})).collect();
+        let owners: Vec<Value> = self.spec.owner.iter().map(|(kind, name)| {
+            json!({"apiVersion": "apps/v1", "kind": kind, "name": name, "uid": self.uid, "controller": true})
+        }).collect();
         json!({
             "apiVersion": "v1",
             "kind": "Pod",
@@ -271,8 +290,11 @@ impl Pod {
                 "uid": self.uid,
                 "labels": labels,
                 "annotations": self.spec.annotations,
+                "ownerReferences": owners,
             },
             "spec": {
+                "hostname": self.spec.name,
+                "subdomain": self.spec.subdomain,
                 "serviceAccountName": self.spec.service_account,
                 "containers": [{"name": "app", "ports": ports}],
             },
@@ -326,18 +348,6 @@ impl Pod {
         let plain = Path::new(name).components().count() == 1;
         if plain && bound.exists() { bound } else { name.into() }
     }
-}
-
-/// Gives a folder and the files in it to a user, and closes them to all others.
-fn give(folder: &Path, id: u32) -> Result<(), PodError> {
-    let owner = (Some(Uid::from_raw(id)), Some(Gid::from_raw(id)));
-    let give =
-        |path: &Path| chown(path, owner.0, owner.1).map_err(|error| PodError::file("give away", path)(error.into()));
-    for entry in fs::read_dir(folder).map_err(PodError::file("read", folder))? {
-        let entry = entry.map_err(PodError::file("read", folder))?;
-        give(&entry.path())?;
-    }
-    give(folder)
 }
 
 fn random_uuid() -> Result<String, PodError> {

@@ -80,12 +80,32 @@ pub fn enter_user_namespace() -> PodError {
     PodError::Namespace { name: "a user without root".into(), reason }
 }
 
-fn exec_self(flags: &[&str]) -> PodError {
-    let program = match std::env::current_exe() {
+/// Runs this program again, with the same arguments, inside the user namespace of `process`,
+/// which runs a mesh of the same user. Returns only when that fails.
+#[must_use]
+pub fn enter_user_namespace_of(process: u32) -> PodError {
+    let program = match this_program() {
         Ok(program) => program,
-        Err(error) => {
-            return PodError::File { action: "find", path: "/proc/self/exe".into(), error };
-        }
+        Err(error) => return error,
+    };
+    let error = Command::new("nsenter")
+        .args(["--user", "--mount", "--preserve-credentials", "--wd=.", "--target"])
+        .arg(process.to_string())
+        .arg("--")
+        .arg(program)
+        .args(std::env::args_os().skip(1))
+        .exec();
+    PodError::Spawn { program: "nsenter".into(), error, hint: "install util-linux".into() }
+}
+
+fn this_program() -> Result<std::path::PathBuf, PodError> {
+    std::env::current_exe().map_err(PodError::file("find", "/proc/self/exe"))
+}
+
+fn exec_self(flags: &[&str]) -> PodError {
+    let program = match this_program() {
+        Ok(program) => program,
+        Err(error) => return error,
     };
     let error = Command::new("unshare")
         .args(flags)

@@ -18,7 +18,7 @@ use super::PodError;
 pub struct Process {
     name: String,
     child: Child,
-    log: PathBuf,
+    log: Option<PathBuf>,
 }
 
 impl Process {
@@ -33,9 +33,16 @@ impl Process {
             .stdin(Stdio::null())
             .stdout(file)
             .stderr(errors)
+            // Ctrl-C is for this process, which then ends its children in order.
+            .process_group(0)
             .spawn()
             .map_err(|error| tools_missing(&command, error))?;
-        Ok(Self { name: name.to_owned(), child, log })
+        Ok(Self { name: name.to_owned(), child, log: Some(log) })
+    }
+
+    pub(crate) fn attached(name: &str, mut command: Command) -> Result<Self, PodError> {
+        let child = command.spawn().map_err(|error| tools_missing(&command, error))?;
+        Ok(Self { name: name.to_owned(), child, log: None })
     }
 
     /// Its name for messages.
@@ -44,10 +51,10 @@ impl Process {
         &self.name
     }
 
-    /// The file that holds what it printed.
+    /// The file that holds what it printed, unless it prints to the terminal.
     #[must_use]
-    pub fn log(&self) -> &Path {
-        &self.log
+    pub fn log(&self) -> Option<&Path> {
+        self.log.as_deref()
     }
 
     /// Its id as seen from here, once it has started.
@@ -88,7 +95,7 @@ impl Process {
     /// The last lines that it printed, at most 8 KiB.
     #[must_use]
     pub fn log_tail(&self, lines: usize) -> String {
-        tail(&self.log, lines)
+        self.log.as_deref().map_or_else(String::new, |log| tail(log, lines))
     }
 
     /// An error that names the process, how it ended and its last words.
@@ -97,7 +104,10 @@ impl Process {
         PodError::Command {
             command: self.name.clone(),
             status: status.to_string(),
-            stderr: format!("{} (log: {})", self.log_tail(5), self.log.display()),
+            stderr: match &self.log {
+                Some(log) => format!("{} (log: {})", self.log_tail(5), log.display()),
+                None => "see above".to_owned(),
+            },
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The node: the bridge that pods hang on, the addresses, and the folder.
 
 use std::fs::{self, OpenOptions};
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -152,11 +153,24 @@ impl Topology {
         Ok((program.to_owned(), target))
     }
 
+    /// How many pods of other processes run in the mesh.
+    #[must_use]
+    pub fn guests(&self) -> usize {
+        let me = std::process::id().to_string();
+        let entries = fs::read_dir(self.folder.join("addresses")).into_iter().flatten().flatten();
+        let owners = entries.filter_map(|entry| fs::read_to_string(entry.path()).ok());
+        owners.filter(|owner| *owner != me && Path::new("/proc").join(owner).exists()).count()
+    }
+
     fn reserve(&self) -> Result<Addresses, PodError> {
         for number in NODE + 1..=LAST {
             let file = address_file(&self.folder, number);
             match OpenOptions::new().write(true).create_new(true).open(&file) {
-                Ok(_) => return Ok(Addresses::new(number, self.addresses.v6().is_some())),
+                Ok(mut file) => {
+                    // Whose it is, for the owner of the mesh, who waits for the last to leave.
+                    let _ = write!(file, "{}", std::process::id());
+                    return Ok(Addresses::new(number, self.addresses.v6().is_some()));
+                }
                 Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
                 Err(error) => return Err(PodError::File { action: "create", path: file, error }),
             }

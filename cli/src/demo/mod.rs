@@ -1,0 +1,321 @@
+//! `oxmesh demo`: the bookstore as a whole mesh on this machine, live.
+//!
+//! The manifests are copied to a folder that the user may edit while it runs; every second the
+//! folder is read again, pods follow, and the table shows what the sidecars and applications say.
+
+mod gather;
+mod picture;
+mod prometheus;
+mod table;
+
+use std::fs;
+use std::io::{IsTerminal as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use clap::{Args, ValueEnum};
+use oxmesh_controller::api::Objects;
+use oxmesh_controller::settings::Settings;
+use tokio::time::{Instant, MissedTickBehavior, interval};
+
+use crate::mesh::{PodPlan, Session, SessionOptions, edition, plans, read};
+use crate::output::{self, Format};
+use crate::pod::{DataPlane, Topology, TopologyOptions};
+use crate::signals::Shutdown;
+use gather::Gatherer;
+pub use picture::{Apps, Edge, Expected, Picture, PodRow, Refused};
+
+/// The manifests that come with the program.
+const MANIFESTS: [(&str, &str); 8] = [
+    ("access.yaml", include_str!("../../../demo/access.yaml")),
+    ("bookbuyer.yaml", include_str!("../../../demo/bookbuyer.yaml")),
+    ("bookstore.yaml", include_str!("../../../demo/bookstore.yaml")),
+    ("bookthief.yaml", include_str!("../../../demo/bookthief.yaml")),
+    ("bookwarehouse.yaml", include_str!("../../../demo/bookwarehouse.yaml")),
+    ("egress.yaml.example", include_str!("../../../demo/egress.yaml.example")),
+    ("mesh-config.yaml", include_str!("../../../demo/mesh-config.yaml")),
+    ("split.yaml", include_str!("../../../demo/split.yaml")),
+];
+
+/// Which sidecars the pods get.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Choice {
+    /// Ours.
+    Oxmesh,
+    /// Real Envoy.
+    Envoy,
+    /// Both, in turn.
+    Mixed,
+}
+
+impl Choice {
+    fn needs(self) -> &'static [DataPlane] {
+        match self {
+            Self::Oxmesh => &[DataPlane::Oxmesh],
+            Self::Envoy => &[DataPlane::Envoy],
+            Self::Mixed => &[DataPlane::Oxmesh, DataPlane::Envoy],
+        }
+    }
+
+    /// The sidecar of the pod that is made as number `made`.
+    fn of(self, made: usize) -> DataPlane {
+        let kinds = self.needs();
+        kinds[made % kinds.len()]
+    }
+}
+
+/// Options of `oxmesh demo`.
+#[derive(Debug, Args)]
+pub struct DemoArgs {
+    /// Sidecars of the pods.
+    #[arg(long, value_name = "KIND", default_value = "oxmesh")]
+    data_plane: Choice,
+    /// How long to run, such as 30s; without it until Ctrl-C. With --once: how long to measure,
+    /// 5s by default.
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    duration: Option<Duration>,
+    /// Print the picture once when it has been measured, and end: status 0 if the bookstore does
+    /// what it should, else 1.
+    #[arg(long)]
+    once: bool,
+    /// Form of the output.
+    #[arg(short, long, value_name = "FORM", default_value = "table")]
+    output: Format,
+    /// Run the objects of this folder in place of the bookstore's.
+    #[arg(long, value_name = "FOLDER")]
+    manifests: Option<PathBuf>,
+    /// Keep the folder with manifests and logs.
+    #[arg(long)]
+    keep: bool,
+}
+
+/// Time that everything has to come up.
+const START_LIMIT: Duration = Duration::from_secs(60);
+const MEASURE: Duration = Duration::from_secs(5);
+/// The pause of a buyer, in seconds.
+const PAUSE: &str = "CI_SLEEP_BETWEEN_REQUESTS_SECONDS";
+const POLL: Duration = Duration::from_millis(100);
+const SHOW: Duration = Duration::from_secs(1);
+
+/// Runs the demo.
+///
+/// # Errors
+/// When the mesh can't be started, or the controller ends.
+pub async fn run(args: DemoArgs) -> anyhow::Result<ExitCode> {
+    let mut shutdown = Shutdown::new()?;
+    let start = Instant::now();
+    let mut topology = Topology::new(TopologyOptions::new()?).await?;
+    if args.keep {
+        topology.folder_mut().keep()?;
+    }
+    for data_plane in args.data_plane.needs() {
+        topology.binaries().find(data_plane.program())?;
+    }
+    note(start, &format!("node ready, {}", topology.exempt().describe()));
+    let manifests = match &args.manifests {
+        Some(folder) => folder.canonicalize().with_context(|| format!("folder {}", folder.display()))?,
+        None => copy_manifests(topology.folder().path())?,
+    };
+    let options = SessionOptions { topology, manifests, settings: Settings::default() };
+    let session = tokio::select! {
+        session = Session::start(options) => session?,
+        () = shutdown.wait() => return Ok(ExitCode::FAILURE),
+    };
+    note(start, "controller ready");
+    let mut demo = Demo::new(args, session, start);
+    let result = demo.live(&mut shutdown).await;
+    if result.is_ok() && !demo.args.once {
+        demo.show_last().await?;
+    }
+    demo.session.stop().await;
+    result
+}
+
+struct Demo {
+    args: DemoArgs,
+    session: Session,
+    gatherer: Gatherer,
+    objects: Objects,
+    edition: Vec<(PathBuf, std::time::SystemTime, u64)>,
+    findings: Vec<String>,
+    start: Instant,
+    /// When the mesh stood.
+    stood: Option<Instant>,
+    pods_made: usize,
+}
+
+impl Demo {
+    fn new(args: DemoArgs, session: Session, start: Instant) -> Self {
+        Self {
+            args,
+            session,
+            gatherer: Gatherer::default(),
+            objects: Objects::default(),
+            edition: Vec::new(),
+            findings: Vec::new(),
+            start,
+            stood: None,
+            pods_made: 0,
+        }
+    }
+
+    async fn live(&mut self, shutdown: &mut Shutdown) -> anyhow::Result<ExitCode> {
+        let mut poll = interval(POLL);
+        poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut shown = Instant::now();
+        loop {
+            tokio::select! {
+                () = shutdown.wait() => return Ok(ExitCode::SUCCESS),
+                _ = poll.tick() => {}
+            }
+            self.follow_manifests().await?;
+            self.session.advance().await?;
+            if self.stood.is_none() {
+                self.look_whether_it_stands().await?;
+            }
+            if let Some(status) = self.finished().await? {
+                return Ok(status);
+            }
+            if !self.args.once && shown.elapsed() >= SHOW {
+                shown = Instant::now();
+                self.show().await?;
+            }
+        }
+    }
+
+    /// Reads the manifests if they changed, and lets the pods follow.
+    async fn follow_manifests(&mut self) -> anyhow::Result<()> {
+        let edition = edition(self.session.manifests())?;
+        if edition == self.edition {
+            return Ok(());
+        }
+        self.edition = edition;
+        let manifests = self.session.manifests().to_owned();
+        let settings = Settings::default();
+        let snapshot = read(&[&manifests], &settings);
+        let (mut plans, mut findings) = plans(&snapshot.objects, &settings.mesh_name);
+        if self.args.once {
+            plans.iter_mut().for_each(hurry);
+        }
+        let before = findings.len();
+        let errors = snapshot.findings.iter().filter(|finding| finding.is_error());
+        findings.extend(errors.map(ToString::to_string));
+        // A file with a mistake may hold a Deployment: its pods stay until the file says otherwise.
+        let keep = findings.len() > before;
+        self.objects = snapshot.objects;
+        let (choice, made) = (self.args.data_plane, &mut self.pods_made);
+        let data_plane = |_: &_| {
+            *made += 1;
+            choice.of(*made)
+        };
+        findings.extend(self.session.reconcile(plans, keep, data_plane).await);
+        self.findings = findings;
+        self.session.write_hosts()
+    }
+
+    /// The mesh stands when all pods are ready and the bookstore's first calls have come through.
+    async fn look_whether_it_stands(&mut self) -> anyhow::Result<()> {
+        if !self.session.settled() {
+            return Ok(());
+        }
+        let apps = self.gatherer.apps(&self.session).await;
+        let reached = |app: &str, whom: &str| apps.get(app).is_none_or(|counts| counts.by_identity.contains_key(whom));
+        let works = reached("bookbuyer", "bookstore-v1")
+            && reached("bookbuyer", "bookstore-v2")
+            && reached("bookstore", "bookwarehouse")
+            && reached("bookwarehouse", "bookdb");
+        let bookstore = apps.contains_key("bookbuyer");
+        if works && (bookstore || self.start.elapsed() > SHOW) {
+            self.gatherer.rebase(apps);
+            self.stood = Some(Instant::now());
+            let pods = self.session.pods().len();
+            note(self.start, &format!("mesh ready, {pods} pods"));
+            note(self.start, &format!("edit the manifests while it runs: {}", self.session.manifests().display()));
+        }
+        Ok(())
+    }
+
+    /// The exit status, once the time is over.
+    async fn finished(&mut self) -> anyhow::Result<Option<ExitCode>> {
+        if !self.args.once {
+            let over = self.args.duration.is_some_and(|limit| self.start.elapsed() >= limit);
+            return Ok(over.then_some(ExitCode::SUCCESS));
+        }
+        let measured = match self.stood {
+            Some(stood) => stood.elapsed() >= self.args.duration.unwrap_or(MEASURE),
+            None => self.start.elapsed() >= START_LIMIT,
+        };
+        if !measured {
+            return Ok(None);
+        }
+        let mut picture = self.picture().await;
+        if self.stood.is_none() {
+            let unmet = vec![format!("the mesh did not stand within {START_LIMIT:?}")];
+            picture.expected.get_or_insert_default().unmet.extend(unmet);
+        }
+        let met = picture.expected.as_mut().is_none_or(|expected| {
+            expected.met = expected.unmet.is_empty();
+            expected.met
+        });
+        output::print(self.args.output, &picture, table::render)?;
+        Ok(Some(if met { ExitCode::SUCCESS } else { ExitCode::FAILURE }))
+    }
+
+    async fn show(&mut self) -> anyhow::Result<()> {
+        let table = self.args.output == Format::Table;
+        if table && !std::io::stdout().is_terminal() {
+            // Nobody looks at a table that scrolls by; the last one is printed at the end.
+            return Ok(());
+        }
+        if table {
+            // Home, and clear what stood there.
+            print!("\x1b[H\x1b[J");
+        }
+        let picture = self.picture().await;
+        output::print(self.args.output, &picture, table::render)?;
+        std::io::stdout().flush()?;
+        Ok(())
+    }
+
+    /// For a file or a pipe, which got no table while it ran.
+    async fn show_last(&mut self) -> anyhow::Result<()> {
+        if self.args.output == Format::Table && !std::io::stdout().is_terminal() {
+            let picture = self.picture().await;
+            output::print(Format::Table, &picture, table::render)?;
+        }
+        Ok(())
+    }
+
+    async fn picture(&mut self) -> Picture {
+        let mut picture = self.gatherer.picture(&self.session, &self.objects).await;
+        picture.findings.clone_from(&self.findings);
+        if self.stood.is_none() && !self.args.once {
+            // Not yet what it will be.
+            picture.expected = None;
+        }
+        picture
+    }
+}
+
+/// Buyers that pause a second need minutes for a split that can be measured.
+fn hurry(plan: &mut PodPlan) {
+    let variables = plan.containers.iter_mut().flat_map(|container| &mut container.env);
+    for (_, value) in variables.filter(|(name, _)| name == PAUSE) {
+        "0.05".clone_into(value);
+    }
+}
+
+/// Progress goes to standard error: standard output holds the picture alone.
+fn note(start: Instant, words: &str) {
+    eprintln!("{:>5.1} s  {words}", start.elapsed().as_secs_f64());
+}
+
+fn copy_manifests(folder: &Path) -> anyhow::Result<PathBuf> {
+    let folder = folder.join("manifests");
+    for (name, text) in MANIFESTS {
+        fs::write(folder.join(name), text).with_context(|| format!("writing {name}"))?;
+    }
+    Ok(folder)
+}
