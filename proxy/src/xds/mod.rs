@@ -1,7 +1,14 @@
-//! The only place that knows protobuf: from xDS resources to our own configuration types.
+//! The only place that knows protobuf: from xDS resources to our own configuration types, and from those to snapshots.
 //!
 //! Every resource is walked against one table ([`support`]) before anything of it is used, so that nothing asked for is
-//! silently ignored; then it is decoded and converted ([`convert`]).
+//! silently ignored; then it is decoded and converted ([`convert`]). [`state`] decides what is asked of the control
+//! plane, acknowledged and refused.
 
 pub mod convert;
 pub mod json;
+pub mod kind;
+pub mod resource;
+pub mod state;
+pub mod subscription;
+#[cfg(test)]
+pub(crate) mod test_data;

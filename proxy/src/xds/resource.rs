@@ -1,0 +1,105 @@
+//! The names of the other resources that a converted resource needs.
+
+use std::sync::Arc;
+
+use super::{convert::Resource, kind::Kind};
+use crate::config::{
+    Name,
+    cluster::{ClusterSpec, Discovery},
+    http::RouteSource,
+    listener::{FilterChain, Listener, Terminal},
+    route::{RouteAction, RouteTable, Target},
+    tls::{CommonTls, SecretSource},
+};
+
+impl Resource {
+    /// Calls `found` with each resource that this one asks for over ADS.
+    pub fn references(&self, found: &mut dyn FnMut(Kind, &Name)) {
+        match self {
+            Self::Cluster(cluster) => cluster_references(cluster, found),
+            Self::Listener(listener) => listener_references(listener, found),
+            Self::Assignment(_) | Self::Secret { .. } | Self::Routes(_) => {}
+        }
+    }
+
+    /// A cluster that must be known and is not, where the resource insists (`validate_clusters`).
+    #[must_use]
+    pub fn unknown_cluster(&self, known: &dyn Fn(&str) -> bool) -> Option<Name> {
+        match self {
+            Self::Routes(table) => unknown_in_table(table, known),
+            Self::Listener(listener) => chains(listener).find_map(|chain| match &chain.terminal {
+                Terminal::Http(hcm) => match &hcm.routes {
+                    RouteSource::Inline(table) => unknown_in_table(table, known),
+                    RouteSource::Rds(_) => None,
+                },
+                Terminal::Tcp(_) | Terminal::Close => None,
+            }),
+            Self::Cluster(_) | Self::Assignment(_) | Self::Secret { .. } => None,
+        }
+    }
+}
+
+/// All chains of a listener, the default one last.
+pub fn chains(listener: &Listener) -> impl Iterator<Item = &Arc<FilterChain>> {
+    listener.chains.iter().chain(&listener.default_chain)
+}
+
+/// What a cluster asks for over ADS: its endpoints, its secrets.
+pub fn cluster_references(cluster: &ClusterSpec, found: &mut dyn FnMut(Kind, &Name)) {
+    if let Discovery::Eds(name) = &cluster.discovery {
+        found(Kind::Endpoints, name);
+    }
+    if let Some(tls) = &cluster.tls {
+        secret_references(&tls.common, found);
+    }
+}
+
+/// What a listener asks for over ADS: its route tables, its secrets.
+pub fn listener_references(listener: &Listener, found: &mut dyn FnMut(Kind, &Name)) {
+    for chain in chains(listener) {
+        if let Some(tls) = &chain.tls {
+            secret_references(&tls.common, found);
+        }
+        if let Some(name) = rds_name(chain) {
+            found(Kind::Routes, name);
+        }
+    }
+}
+
+/// The route table that a chain asks for over ADS, if it does.
+#[must_use]
+pub fn rds_name(chain: &FilterChain) -> Option<&Name> {
+    match &chain.terminal {
+        Terminal::Http(hcm) => match &hcm.routes {
+            RouteSource::Rds(name) => Some(name),
+            RouteSource::Inline(_) => None,
+        },
+        Terminal::Tcp(_) | Terminal::Close => None,
+    }
+}
+
+fn secret_references(tls: &CommonTls, found: &mut dyn FnMut(Kind, &Name)) {
+    for source in [&tls.certificate, &tls.validation].into_iter().flatten() {
+        if let SecretSource::Ads(name) = source {
+            found(Kind::Secret, name);
+        }
+    }
+}
+
+fn unknown_in_table(table: &RouteTable, known: &dyn Fn(&str) -> bool) -> Option<Name> {
+    if !table.validate_clusters {
+        return None;
+    }
+    let routes = table.virtual_hosts.iter().flat_map(|host| &host.routes);
+    routes
+        .filter_map(|route| match &route.action {
+            RouteAction::Forward(forward) => Some(&forward.target),
+            RouteAction::Redirect(_) | RouteAction::Direct(_) => None,
+        })
+        .find_map(|target| match target {
+            Target::Cluster(name) => (!known(name)).then(|| Arc::clone(name)),
+            Target::Weighted(shares) => {
+                shares.iter().find(|share| !known(&share.cluster)).map(|share| Arc::clone(&share.cluster))
+            }
+        })
+}

@@ -1,0 +1,309 @@
+//! What is asked for and what is held of one kind: names, versions, the last good of each resource, refusals.
+//!
+//! Knows nothing of the wire's two variants; `state` feeds it with items and asks what to send. A refused resource
+//! never displaces the last good one and is never recorded as held.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashSet},
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use envoy_types::pb::google::protobuf::Any;
+use tokio::time::Instant;
+
+use super::{
+    convert::Resource,
+    kind::{Kind, name_of},
+};
+use crate::config::Name;
+
+/// A resource that is held.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// Its checked form.
+    pub resource: Resource,
+    /// As it came.
+    pub encoded: Arc<Any>,
+    /// Its own version (delta), else that of the response.
+    pub version: String,
+    /// When it came.
+    pub since: SystemTime,
+    expires: Option<Instant>,
+}
+
+/// The latest refusal of a resource, kept until a good one comes or it is gone.
+#[derive(Clone, Debug)]
+pub struct Refusal {
+    /// As it came.
+    pub encoded: Arc<Any>,
+    /// Its own version (delta), else that of the response.
+    pub version: String,
+    /// Why.
+    pub details: String,
+    /// When.
+    pub since: SystemTime,
+}
+
+/// One resource of a response.
+#[derive(Clone, Debug)]
+pub struct Item {
+    /// Name by the wrapper, if there was one.
+    pub name: Option<String>,
+    /// Version by the wrapper or the response.
+    pub version: String,
+    /// None = a heartbeat.
+    pub encoded: Option<Any>,
+    /// It is to be dropped unless renewed in this time.
+    pub ttl: Option<Duration>,
+}
+
+/// Turns an encoded resource into a checked one, or says why not.
+pub type Check<'a> = dyn FnMut(Kind, &Any) -> Result<Resource, String> + 'a;
+
+/// What came of a response.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    /// Something held changed.
+    pub changed: bool,
+    /// Refusals, each with the name of its resource; empty = the response is acknowledged.
+    pub errors: Vec<String>,
+}
+
+/// Subscription of one kind.
+#[derive(Debug)]
+pub struct Subscription {
+    kind: Kind,
+    /// Names that others refer to, with the time of the first such reference.
+    wanted: BTreeMap<Name, Instant>,
+    entries: BTreeMap<Name, Entry>,
+    refused: BTreeMap<Name, Refusal>,
+    /// Said by the server not to exist, or expired.
+    absent: HashSet<Name>,
+    /// Version of the last response that was taken whole (SotW).
+    pub version: String,
+    /// Nonce of the latest response on this stream.
+    pub nonce: String,
+    /// Names that this stream's server knows of; none = nothing sent on this stream.
+    pub sent: Option<BTreeSet<Name>>,
+    /// Since when it is asked for; none = it is not its turn.
+    pub opened: Option<Instant>,
+    /// A response has come at some time.
+    pub answered: bool,
+}
+
+impl Subscription {
+    /// Nothing asked, nothing held.
+    #[must_use]
+    pub fn new(kind: Kind) -> Self {
+        Self {
+            kind,
+            wanted: BTreeMap::new(),
+            entries: BTreeMap::new(),
+            refused: BTreeMap::new(),
+            absent: HashSet::new(),
+            version: String::new(),
+            nonce: String::new(),
+            sent: None,
+            opened: None,
+            answered: false,
+        }
+    }
+
+    /// What is held, by name.
+    #[must_use]
+    pub fn entries(&self) -> &BTreeMap<Name, Entry> {
+        &self.entries
+    }
+
+    /// What was refused last, by name.
+    #[must_use]
+    pub fn refused(&self) -> &BTreeMap<Name, Refusal> {
+        &self.refused
+    }
+
+    /// The names to ask for. Empty for the wildcard kinds.
+    #[must_use]
+    pub fn names(&self) -> BTreeSet<Name> {
+        self.wanted.keys().cloned().collect()
+    }
+
+    /// Is a request of this kind due on a new stream? A named kind is never asked for with an empty list first: that
+    /// would mean all.
+    #[must_use]
+    pub fn asks(&self) -> bool {
+        self.opened.is_some() && (self.kind.is_wildcard() || self.sent.is_some() || !self.wanted.is_empty())
+    }
+
+    /// Sets the names that others refer to; what is no longer wanted is forgotten. True if what is held changed.
+    pub fn want(&mut self, names: &BTreeSet<Name>, now: Instant) -> bool {
+        self.wanted.retain(|name, _| names.contains(name));
+        for name in names {
+            self.wanted.entry(Arc::clone(name)).or_insert(now);
+        }
+        let before = self.entries.len();
+        self.entries.retain(|name, _| names.contains(name));
+        self.refused.retain(|name, _| names.contains(name));
+        self.absent.retain(|name| names.contains(name));
+        self.entries.len() != before
+    }
+
+    /// Has `name` been answered in any way, or waited for long enough? A zero `patience` is without end.
+    #[must_use]
+    pub fn settled(&self, name: &str, now: Instant, patience: Duration) -> bool {
+        self.entries.contains_key(name)
+            || self.refused.contains_key(name)
+            || self.absent.contains(name)
+            || (!patience.is_zero() && self.wanted.get(name).is_none_or(|since| now >= *since + patience))
+    }
+
+    /// When the wait for `name` ends; none = it is over already, or never ends.
+    #[must_use]
+    pub fn settles_at(&self, name: &str, now: Instant, patience: Duration) -> Option<Instant> {
+        if patience.is_zero() || self.settled(name, now, patience) {
+            return None;
+        }
+        self.wanted.get(name).map(|since| *since + patience)
+    }
+
+    /// Takes the resources of a response. With `full`, what is not among them is gone.
+    pub fn apply(&mut self, items: Vec<Item>, full: bool, now: Instant, check: &mut Check<'_>) -> Outcome {
+        let mut outcome = Outcome::default();
+        let mut named: BTreeMap<Name, Vec<Item>> = BTreeMap::new();
+        let mut nameless = false;
+        for item in items {
+            match self.name_of_item(&item) {
+                Ok(name) => named.entry(name).or_default().push(item),
+                Err(error) => {
+                    nameless = true;
+                    outcome.errors.push(error);
+                }
+            }
+        }
+        let only_heartbeats = !named.is_empty() && named.values().flatten().all(|item| item.encoded.is_none());
+        // A resource without a legible name may be any of those held, so nothing is taken for removed then.
+        if full && !nameless && !only_heartbeats {
+            self.remove_others(&named, &mut outcome);
+        }
+        for (name, mut items) in named {
+            if !self.kind.is_wildcard() && !self.wanted.contains_key(&name) {
+                continue;
+            }
+            match (items.pop(), items.is_empty()) {
+                (Some(item), true) => self.take(name, item, now, check, &mut outcome),
+                (Some(item), false) => self.refuse(name, item, "occurs more than once".to_owned(), &mut outcome),
+                (None, _) => {}
+            }
+        }
+        outcome
+    }
+
+    /// Names said to be gone (delta). For kinds that others refer to by name what is held stays for as long as they do.
+    pub fn remove(&mut self, names: &[String], outcome: &mut Outcome) {
+        for name in names {
+            self.refused.remove(name.as_str());
+            if self.kind.is_wildcard() {
+                outcome.changed |= self.entries.remove(name.as_str()).is_some();
+            } else if let Some((name, _)) = self.wanted.get_key_value(name.as_str()) {
+                outcome.changed |= self.absent.insert(Arc::clone(name));
+            }
+        }
+    }
+
+    /// Drops what was not renewed in time.
+    pub fn expire(&mut self, now: Instant) {
+        let expired: Vec<Name> = self
+            .entries
+            .iter()
+            .filter(|(_, entry)| entry.expires.is_some_and(|at| at <= now))
+            .map(|(name, _)| Arc::clone(name))
+            .collect();
+        for name in expired {
+            self.entries.remove(&name);
+            self.absent.insert(name);
+        }
+    }
+
+    /// When the next resource expires.
+    #[must_use]
+    pub fn next_expiry(&self) -> Option<Instant> {
+        self.entries.values().filter_map(|entry| entry.expires).min()
+    }
+
+    /// Versions by name, for a new delta stream. What the server said is gone is not among them.
+    #[must_use]
+    pub fn held_versions(&self) -> impl Iterator<Item = (&Name, &str)> {
+        let present = self.entries.iter().filter(|(name, _)| !self.absent.contains(*name));
+        present.map(|(name, entry)| (name, entry.version.as_str()))
+    }
+
+    fn name_of_item(&self, item: &Item) -> Result<Name, String> {
+        let wrapper = item.name.as_deref().filter(|name| !name.is_empty());
+        let Some(any) = &item.encoded else {
+            return wrapper
+                .map(Arc::from)
+                .ok_or_else(|| "a wrapped resource that has no name or cannot be decoded".to_owned());
+        };
+        if any.type_url != self.kind.type_url() {
+            let who = wrapper.unwrap_or("a resource");
+            return Err(format!("{who}: type {} in a response of type {}", any.type_url, self.kind.type_url()));
+        }
+        match (name_of(&any.value), wrapper) {
+            (Some(name), Some(wrapper)) if *name != *wrapper => {
+                Err(format!("{wrapper}: the wrapper's name differs from the resource's own, {name}"))
+            }
+            (Some(name), _) => Ok(name),
+            (None, Some(wrapper)) => Ok(Arc::from(wrapper)),
+            (None, None) => Err("a resource without a legible name".to_owned()),
+        }
+    }
+
+    fn remove_others(&mut self, named: &BTreeMap<Name, Vec<Item>>, outcome: &mut Outcome) {
+        let before = self.entries.len();
+        self.entries.retain(|name, _| named.contains_key(name));
+        self.refused.retain(|name, _| named.contains_key(name));
+        outcome.changed |= self.entries.len() != before;
+    }
+
+    fn take(&mut self, name: Name, item: Item, now: Instant, check: &mut Check<'_>, outcome: &mut Outcome) {
+        let expires = item.ttl.map(|ttl| now + ttl);
+        let Some(any) = item.encoded else {
+            if let Some(entry) = self.entries.get_mut(&name) {
+                entry.expires = expires;
+            }
+            return;
+        };
+        if let Some(entry) = self.entries.get_mut(&name)
+            && *entry.encoded == any
+        {
+            entry.expires = expires;
+            entry.version = item.version;
+            self.refused.remove(&name);
+            outcome.changed |= self.absent.remove(&name);
+            return;
+        }
+        let checked = check(self.kind, &any).and_then(|resource| match resource.name() == &name {
+            true => Ok(resource),
+            false => Err(format!("is named {} inside", resource.name())),
+        });
+        match checked {
+            Ok(resource) => {
+                let (encoded, version) = (Arc::new(any), item.version);
+                let entry = Entry { resource, encoded, version, since: SystemTime::now(), expires };
+                self.refused.remove(&name);
+                self.absent.remove(&name);
+                self.entries.insert(name, entry);
+                outcome.changed = true;
+            }
+            Err(details) => self.refuse(name, Item { encoded: Some(any), ..item }, details, outcome),
+        }
+    }
+
+    fn refuse(&mut self, name: Name, item: Item, details: String, outcome: &mut Outcome) {
+        outcome.errors.push(format!("{name}: {details}"));
+        // A first answer that is no good still is an answer: whoever waits for it stops waiting.
+        outcome.changed |= !self.refused.contains_key(&name);
+        let encoded = Arc::new(item.encoded.unwrap_or_default());
+        self.refused.insert(name, Refusal { encoded, version: item.version, details, since: SystemTime::now() });
+    }
+}
