@@ -89,3 +89,8 @@ impl From<io::Error> for HandshakeError {
         }
     }
 }
+
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
