@@ -174,6 +174,8 @@ pub(super) async fn http2(
         .timer(TokioTimer::new())
         .initial_stream_window_size(window)
         .initial_connection_window_size(window.saturating_mul(4).min(64 << 20))
+        // Streams above a limit that is not known yet would be refused: one opens, the others wait inside for SETTINGS.
+        .initial_max_send_streams(1)
         .max_header_list_size(u32::try_from(MAX_HEAD_BYTES).unwrap_or(u32::MAX))
         .handshake(TokioIo::new(socket))
         .await

@@ -24,6 +24,9 @@ use super::{
 };
 use crate::body::Body;
 
+/// Streams given to a connection before the server has told its limit; those above it wait inside.
+const STREAMS_BEFORE_SETTINGS: usize = 100;
+
 /// A connection.
 pub(super) struct H2 {
     sender: SendRequest<Body>,
@@ -32,6 +35,8 @@ pub(super) struct H2 {
     tls: u64,
     streams: AtomicU32,
     max_streams: Arc<AtomicUsize>,
+    /// An answer came, so the server's SETTINGS came before it.
+    answered: AtomicBool,
     /// Requests ever.
     uses: AtomicU32,
     max_uses: u32,
@@ -56,6 +61,7 @@ impl H2 {
             tls,
             streams: AtomicU32::new(0),
             max_streams,
+            answered: AtomicBool::new(false),
             uses: AtomicU32::new(0),
             max_uses: max_uses.unwrap_or(u32::MAX),
             draining: AtomicBool::new(false),
@@ -72,9 +78,24 @@ impl H2 {
         self.draining.store(true, Relaxed);
     }
 
+    /// An answer came on it.
+    pub(super) fn answered(&self) {
+        if !self.answered.load(Relaxed) {
+            self.answered.store(true, Relaxed);
+        }
+    }
+
+    /// Streams that may be given to it at once.
+    fn max_streams(&self) -> usize {
+        match self.max_streams.load(Relaxed) {
+            1 if !self.answered.load(Relaxed) => STREAMS_BEFORE_SETTINGS,
+            told => told,
+        }
+    }
+
     /// A place for one request. Called by its own worker only, under the list's lock or before it is in the list.
     pub(super) fn enter(self: &Arc<Self>, gate: &Arc<Gate>) -> Option<Stream> {
-        if self.streams.load(Relaxed) as usize >= self.max_streams.load(Relaxed) {
+        if self.streams.load(Relaxed) as usize >= self.max_streams() {
             return None;
         }
         self.streams.fetch_add(1, Relaxed);

@@ -28,3 +28,6 @@ pub use error::{ErrorKind, NoEndpoint, Overflow, UpstreamError};
 pub use limits::{RequestPermit, RetryPermit};
 pub use send::{Answer, SendOptions, Upgrade, UpgradedIo};
 pub use stats::ClusterStats;
+
+#[cfg(test)]
+mod tests;

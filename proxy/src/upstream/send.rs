@@ -263,7 +263,10 @@ impl Cluster {
             stream.conn.flags.begin(true);
             let sent = stream.sender().try_send_request(request).await;
             match sent {
-                Ok(response) => return answer_http2(response, stream, lease, reused, connected_in),
+                Ok(response) => {
+                    stream.conn.answered();
+                    return answer_http2(response, stream, lease, reused, connected_in);
+                }
                 Err(mut e) => {
                     stream.conn.flags.finish();
                     let unsent = e.take_message();
