@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use envoy_types::pb::envoy::config::core::v3::TrafficDirection;
 use envoy_types::pb::envoy::config::listener::v3::{
-    FilterChain, FilterChainMatch, ListenerFilterChainMatchPredicate,
+    Filter, FilterChain, FilterChainMatch, ListenerFilterChainMatchPredicate,
     listener_filter_chain_match_predicate::{MatchSet, Rule},
 };
 use envoy_types::pb::envoy::extensions::filters::listener::http_inspector::v3::HttpInspector;
@@ -22,7 +22,13 @@ use crate::xds::Kind;
 
 /// Adds all that the workload's outbound side needs.
 pub(super) fn add(scene: &Scene<'_>, resources: &mut Resources) {
-    let mut side = Outbound { scene, chains: Vec::new(), dialed: HashSet::new(), server_first: BTreeSet::new() };
+    let mut side = Outbound {
+        scene,
+        chains: Vec::new(),
+        dialed: HashSet::new(),
+        server_first: BTreeSet::new(),
+        managers: BTreeMap::new(),
+    };
     side.add_mesh(resources);
     side.add_egress(resources);
     side.add_listener(resources);
@@ -34,6 +40,8 @@ struct Outbound<'a> {
     /// Addresses that have a chain already: a proxy refuses the listener if two chains claim one.
     dialed: HashSet<(IpAddr, u16)>,
     server_first: BTreeSet<u16>,
+    /// HTTP connection managers by port: services on one port share theirs, and making it is the dearest part of a chain.
+    managers: BTreeMap<u16, Filter>,
 }
 
 impl Outbound<'_> {
@@ -96,7 +104,8 @@ impl Outbound<'_> {
         let name = format!("outbound_{}_{}_{}", service.name, port.port, port.protocol.name());
         let log = &self.scene.log;
         let filter = if port.protocol.is_http() {
-            listener::http(&format!("rds-outbound.{}", port.port), log)
+            let make = || listener::http(&format!("rds-outbound.{}", port.port), log);
+            self.managers.entry(port.port).or_insert_with(make).clone()
         } else {
             listener::tcp(format!("outbound-mesh-tcp-proxy_{name}"), &self.tcp_shares(service, port), log)
         };
