@@ -10,9 +10,14 @@ use tokio::sync::watch;
 
 pub use crate::http::Routes;
 use crate::{
-    config::{self, Name},
+    config::{self, Name, listener::ChainIndex},
     drain::Drain,
     http::HttpRuntime,
+    telemetry::{
+        Registry,
+        access_log::{Loggers, Sinks},
+    },
+    tls::{ResolvedSecrets, ServerTls},
     upstream::Cluster,
 };
 
@@ -34,6 +39,10 @@ pub struct Snapshot {
 pub struct Listener {
     /// What was asked for.
     pub config: Arc<config::listener::Listener>,
+    /// Finds the chain of a connection; its answers are positions in [`Self::chains`].
+    pub index: ChainIndex,
+    /// Logs connections that got no chain.
+    pub loggers: Arc<Loggers>,
     /// In the order of [`config::listener::Listener::chains`].
     pub chains: Vec<Arc<Chain>>,
     /// Used when no chain matches.
@@ -49,7 +58,12 @@ pub struct Chain {
     pub config: Arc<config::listener::FilterChain>,
     /// Set exactly when the terminal is HTTP.
     pub http: Option<Arc<HttpRuntime>>,
-    /// Begins when the chain vanishes or changes; a child of the listener's.
+    /// Made of the chain's secrets. None although [`config::listener::FilterChain::tls`] asks for TLS: its secrets have
+    /// not come, so the connection is closed, never served in plaintext.
+    pub tls: Option<Arc<ServerTls>>,
+    /// The secrets in [`Self::tls`].
+    pub secrets: ResolvedSecrets,
+    /// Begins when the chain vanishes or changes, not when only its secrets do; a child of the listener's.
     pub drain: Drain,
 }
 
@@ -96,12 +110,31 @@ impl Store {
 }
 
 /// What every part of the process shares; passed down, never global.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Shared {
     /// What is in force.
     pub store: Store,
+    /// Statistics.
+    pub metrics: Registry,
+    /// Access log files and streams.
+    pub sinks: Sinks,
     /// The end of the process.
     pub drain: Drain,
+}
+
+impl Shared {
+    /// An empty snapshot, no series, no open log.
+    #[must_use]
+    pub fn new() -> Self {
+        let metrics = Registry::default();
+        Self { store: Store::new(), sinks: Sinks::new(&metrics), metrics, drain: Drain::new() }
+    }
+}
+
+impl Default for Shared {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 #[cfg(test)]
