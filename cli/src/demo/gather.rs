@@ -1,6 +1,6 @@
 //! Asks sidecars and applications, and makes the picture of what they say.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use http::StatusCode;
@@ -11,10 +11,12 @@ use oxmesh_controller::settings::Settings;
 use tokio::time::{Instant, timeout};
 
 use super::picture::{self, Apps, Edge, Picture, PodRow, Refused};
-use super::prometheus;
+use super::prometheus::{self, Sample};
 use crate::apps::Counts;
 use crate::mesh::{Container, Session, StartedPod};
 
+/// How far back rates, shares and failures look.
+const WINDOW: Duration = Duration::from_secs(10);
 const ASK_LIMIT: Duration = Duration::from_secs(1);
 /// The port on which the bookstore's applications show their counts.
 const COUNTS: &str = "127.0.0.1:14001";
@@ -23,9 +25,15 @@ const COUNTS: &str = "127.0.0.1:14001";
 #[derive(Debug, Default)]
 pub(super) struct Gatherer {
     base: Apps,
-    last: BTreeMap<(String, String), u64>,
-    looked: Option<Instant>,
+    base_edges: Vec<Edge>,
+    /// Counts of edges at earlier looks, the oldest first.
+    looks: VecDeque<(Instant, BTreeMap<Call, u64>)>,
+    /// Counts of failures, and when they rose last.
+    failures: BTreeMap<(String, String), (u64, Instant)>,
 }
+
+/// Caller, service and port.
+type Call = (String, String, u16);
 
 impl Gatherer {
     /// What the applications have counted so far.
@@ -39,19 +47,18 @@ impl Gatherer {
         apps
     }
 
-    /// Counts from now on.
-    pub(super) fn rebase(&mut self, apps: Apps) {
+    /// Counts from now on, of which `apps` are the applications' counts.
+    pub(super) async fn rebase(&mut self, session: &Session, apps: Apps) {
         self.base = apps;
+        self.base_edges = all_edges(session).await;
     }
 
     /// The picture as of now.
     pub(super) async fn picture(&mut self, session: &Session, objects: &Objects) -> Picture {
-        let mut edges = Vec::new();
-        for pod in session.pods().values() {
-            edges.extend(outgoing(pod).await);
-        }
+        let mut edges = all_edges(session).await;
+        picture::edges_since(&self.base_edges, &mut edges);
+        self.look_back(&mut edges);
         picture::add_shares(&mut edges, &splits(objects));
-        self.add_rates(&mut edges);
         let apps = picture::since(&self.base, &self.apps(session).await);
         let is_bookstore = apps.contains_key("bookbuyer");
         Picture {
@@ -66,29 +73,57 @@ impl Gatherer {
         }
     }
 
-    fn add_rates(&mut self, edges: &mut [Edge]) {
+    /// Fills in what was called in the last ten seconds.
+    fn look_back(&mut self, edges: &mut [Edge]) {
         let now = Instant::now();
-        let seconds = self.looked.replace(now).map(|before| (now - before).as_secs_f64());
-        for edge in edges {
-            let before = self.last.insert((edge.from.clone(), edge.to.clone()), edge.count);
-            if let (Some(seconds), Some(before)) = (seconds, before) {
-                let calls = u32::try_from(edge.count.saturating_sub(before)).unwrap_or(u32::MAX);
-                edge.rps = Some(f64::from(calls) / seconds.max(0.001));
+        let call = |edge: &Edge| (edge.from.clone(), edge.to.clone(), edge.port);
+        while self.looks.front().is_some_and(|(then, _)| now - *then > WINDOW) {
+            self.looks.pop_front();
+        }
+        if let Some((then, counts)) = self.looks.front() {
+            let seconds = (now - *then).as_secs_f64().max(0.001);
+            for edge in edges.iter_mut() {
+                let before = counts.get(&call(edge)).copied().unwrap_or(0);
+                edge.recent = edge.count.saturating_sub(before);
+                let calls = u32::try_from(edge.recent).unwrap_or(u32::MAX);
+                edge.rps = Some(f64::from(calls) / seconds);
             }
         }
+        self.looks.push_back((now, edges.iter().map(|edge| (call(edge), edge.count)).collect()));
+    }
+
+    /// Drops failures that have ceased: their count did not rise in the last ten seconds.
+    pub(super) fn drop_ceased(&mut self, refused: &mut Vec<Refused>) {
+        let now = Instant::now();
+        refused.retain(|row| {
+            let seen = self.failures.entry((row.from.clone(), row.why.clone())).or_insert((0, now));
+            if seen.0 != row.count {
+                *seen = (row.count, now);
+            }
+            now - seen.1 <= WINDOW
+        });
     }
 }
 
-async fn outgoing(pod: &StartedPod) -> Vec<Edge> {
+async fn all_edges(session: &Session) -> Vec<Edge> {
+    let mut edges = Vec::new();
+    let mut owners: BTreeMap<String, Vec<Sample>> = BTreeMap::new();
+    for pod in session.pods().values() {
+        owners.entry(owner(pod)).or_default().extend(metrics(pod).await);
+    }
+    for (owner, samples) in owners {
+        edges.extend(picture::edges(&owner, &samples));
+    }
+    edges
+}
+
+async fn metrics(pod: &StartedPod) -> Vec<Sample> {
     if pod.sidecar().is_none() {
         return Vec::new();
     }
     let page = timeout(ASK_LIMIT, pod.pod().admin_get("/stats/prometheus")).await;
     match page {
-        Ok(Ok((StatusCode::OK, body))) => {
-            let samples = prometheus::parse(&String::from_utf8_lossy(&body));
-            picture::edges(&owner(pod), &samples)
-        }
+        Ok(Ok((StatusCode::OK, body))) => prometheus::parse(&String::from_utf8_lossy(&body)),
         // A sidecar that doesn't answer shows in its pod's state.
         _ => Vec::new(),
     }

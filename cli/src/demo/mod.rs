@@ -228,7 +228,7 @@ impl Demo {
             && reached("bookwarehouse", "bookdb");
         let bookstore = apps.contains_key("bookbuyer");
         if works && (bookstore || self.start.elapsed() > SHOW) {
-            self.gatherer.rebase(apps);
+            self.gatherer.rebase(&self.session, apps).await;
             self.stood = Some(Instant::now());
             let pods = self.session.pods().len();
             note(self.start, &format!("mesh ready, {pods} pods"));
@@ -291,9 +291,10 @@ impl Demo {
     async fn picture(&mut self) -> Picture {
         let mut picture = self.gatherer.picture(&self.session, &self.objects).await;
         picture.findings.clone_from(&self.findings);
-        if self.stood.is_none() && !self.args.once {
-            // Not yet what it will be.
+        if !self.args.once {
+            // The user plays with it: what the untouched manifests should give is no measure.
             picture.expected = None;
+            self.gatherer.drop_ceased(&mut picture.refused);
         }
         picture
     }

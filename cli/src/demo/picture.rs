@@ -17,15 +17,17 @@ pub struct Picture {
     pub manifests: String,
     /// The pods.
     pub pods: Vec<PodRow>,
-    /// Calls that sidecars sent on.
+    /// Calls that sidecars sent on, since the mesh stood.
     pub edges: Vec<Edge>,
     /// What the bookstore's applications counted, since the mesh stood.
     pub apps: Apps,
-    /// Calls that did not get through, since the mesh stood.
+    /// Calls that did not get through, since the mesh stood; while it runs live, those of which
+    /// there were more in the last ten seconds.
     pub refused: Vec<Refused>,
     /// What is wrong with the manifests, or can't be run here.
     pub findings: Vec<String>,
-    /// Whether the bookstore does what it should, and what it doesn't; absent for other meshes.
+    /// Whether the bookstore does what it should, and what it doesn't; with `--once` alone, and
+    /// absent for other meshes.
     pub expected: Option<Expected>,
 }
 
@@ -42,7 +44,7 @@ pub struct PodRow {
     pub state: String,
 }
 
-/// Calls from one pod to one service.
+/// Calls from the pods of one owner to one service.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Edge {
     /// The caller's `namespace/owner`.
@@ -53,13 +55,16 @@ pub struct Edge {
     pub port: u16,
     /// `http` or `tcp`.
     pub protocol: &'static str,
-    /// Requests, or for TCP connections, so far.
+    /// Requests, or for TCP connections.
     pub count: u64,
     /// Answered with a status below 400; for TCP, connected.
     pub ok: u64,
-    /// Calls per second since the last look.
+    /// Calls per second in the last ten seconds.
     pub rps: Option<f64>,
-    /// Share of the traffic split that the service is a backend of, 0-1.
+    /// Calls that rate and share are made of.
+    #[serde(skip)]
+    pub recent: u64,
+    /// Share of the traffic split that the service is a backend of, 0-1, in the last ten seconds.
     pub share: Option<f64>,
     /// Median time of answers in milliseconds.
     pub p50_ms: Option<f64>,
@@ -99,7 +104,7 @@ struct Cluster {
     buckets: Vec<(f64, f64)>,
 }
 
-/// The calls that a sidecar's metrics tell of: one edge per mesh service that was called.
+/// The calls that the metrics of an owner's sidecars tell of: one edge per service that was called.
 pub(super) fn edges(from: &str, samples: &[Sample]) -> Vec<Edge> {
     let mut clusters: BTreeMap<&str, Cluster> = BTreeMap::new();
     for sample in samples {
@@ -117,8 +122,12 @@ pub(super) fn edges(from: &str, samples: &[Sample]) -> Vec<Edge> {
             "envoy_cluster_upstream_cx_connect_fail" => entry.connect_failures += sample.value,
             "envoy_cluster_ssl_handshake" => entry.handshakes += sample.value,
             "envoy_cluster_upstream_rq_time_bucket" => {
-                let bound = sample.label("le").parse().unwrap_or(f64::INFINITY);
-                entry.buckets.push((bound, sample.value));
+                let bound: f64 = sample.label("le").parse().unwrap_or(f64::INFINITY);
+                // Of several pods: cumulative counts of one bound add up.
+                match entry.buckets.iter_mut().find(|(known, _)| known.total_cmp(&bound).is_eq()) {
+                    Some((_, count)) => *count += sample.value,
+                    None => entry.buckets.push((bound, sample.value)),
+                }
             }
             _ => {}
         }
@@ -147,6 +156,7 @@ fn edge(from: &str, name: &str, cluster: &Cluster) -> Option<Edge> {
         count: whole(count),
         ok: whole(ok),
         rps: None,
+        recent: whole(count),
         share: None,
         p50_ms: median(&cluster.buckets),
         mtls: cluster.handshakes > 0.0 && cluster.handshakes + cluster.connect_failures >= cluster.connections,
@@ -159,10 +169,10 @@ pub(super) fn add_shares(edges: &mut [Edge], splits: &[Vec<String>]) {
     for backends in splits {
         let mut totals: BTreeMap<String, u64> = BTreeMap::new();
         for edge in edges.iter().filter(|edge| backends.contains(&edge.to)) {
-            *totals.entry(edge.from.clone()).or_default() += edge.count;
+            *totals.entry(edge.from.clone()).or_default() += edge.recent;
         }
         for edge in edges.iter_mut().filter(|edge| backends.contains(&edge.to)) {
-            edge.share = totals.get(&edge.from).map(|total| ratio(edge.count, *total));
+            edge.share = totals.get(&edge.from).map(|total| ratio(edge.recent, *total));
         }
     }
 }
@@ -240,20 +250,38 @@ pub(super) fn since(base: &Apps, now: &Apps) -> Apps {
 fn difference(base: Option<&Counts>, now: &Counts) -> Counts {
     let Some(base) = base else { return now.clone() };
     let maps = |now: &BTreeMap<String, u64>, base: &BTreeMap<String, u64>| {
-        let since = |key: &String, count: u64| count.saturating_sub(base.get(key).copied().unwrap_or(0));
+        let since = |key: &String, count: u64| grown(base.get(key).copied().unwrap_or(0), count);
         let changed = now.iter().map(|(key, count)| (key.clone(), since(key, *count)));
         changed.filter(|(_, count)| *count > 0).collect()
     };
     Counts {
         app: now.app.clone(),
         target: now.target.clone(),
-        attempts: now.attempts.saturating_sub(base.attempts),
-        ok: now.ok.saturating_sub(base.ok),
-        failed: now.failed.saturating_sub(base.failed),
+        attempts: grown(base.attempts, now.attempts),
+        ok: grown(base.ok, now.ok),
+        failed: grown(base.failed, now.failed),
         by_identity: maps(&now.by_identity, &base.by_identity),
         by_failure: maps(&now.by_failure, &base.by_failure),
-        served: now.served.saturating_sub(base.served),
+        served: grown(base.served, now.served),
     }
+}
+
+/// What a counter grew by; one that fell began anew with its process.
+fn grown(base: u64, now: u64) -> u64 {
+    now.checked_sub(base).unwrap_or(now)
+}
+
+/// Takes off what was counted before the mesh stood.
+pub(super) fn edges_since(base: &[Edge], edges: &mut Vec<Edge>) {
+    for edge in edges.iter_mut() {
+        let same = |other: &&Edge| (&other.from, &other.to, other.port) == (&edge.from, &edge.to, edge.port);
+        if let Some(before) = base.iter().find(same) {
+            edge.count = grown(before.count, edge.count);
+            edge.ok = grown(before.ok, edge.ok);
+            edge.recent = edge.count;
+        }
+    }
+    edges.retain(|edge| edge.count > 0);
 }
 
 /// Four standard deviations of a fair coin's share; never so much that one side may get nothing.
@@ -387,5 +415,13 @@ envoy_cluster_upstream_cx_total{envoy_cluster_name="osm-controller"} 1
         let late = counts("bookbuyer", &[("bookstore-v1", 5), ("bookstore-v2", 5)], &[("connection refused", 3)]);
         now.insert("bookbuyer".into(), late);
         assert!(compare(&since(&base, &now)).met);
+        // A restarted application counts from zero.
+        add(&mut base, &counts("bookthief", &[], &[("403", 1000)]));
+        assert_eq!(since(&base, &now)["bookthief"].failed, 100);
+
+        let edge = |count, ok| Edge { from: "a".into(), to: "b".into(), count, ok, recent: count, ..Edge::default() };
+        let mut edges = vec![edge(30, 28), Edge { to: "c".into(), ..edge(5, 5) }];
+        edges_since(&[edge(10, 8), Edge { to: "c".into(), ..edge(5, 5) }], &mut edges);
+        assert_eq!(edges, [edge(20, 20)]);
     }
 }
