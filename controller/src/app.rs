@@ -292,7 +292,11 @@ async fn rotate(shared: Arc<Shared>) {
             shared.publish(None);
             last_push = Instant::now();
         }
-        sleep(until_due(&shared, SystemTime::now())).await;
+        tokio::select! {
+            () = sleep(until_due(&shared, SystemTime::now())) => {}
+            // A leaf may be due sooner than all that were there.
+            () = shared.issuer.issued() => sleep(ROTATION_PAUSE).await,
+        }
     }
 }
 

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 use tracing::{info, warn};
 
 use super::{Ca, CaError, Leaf, LeafRequest, ServiceIdentity, SidecarIdentity};
@@ -39,6 +40,7 @@ pub struct Issuer {
     inner: Mutex<Inner>,
     issued: AtomicU64,
     failed: AtomicU64,
+    renewed: Notify,
 }
 
 #[derive(Debug)]
@@ -58,7 +60,13 @@ impl Issuer {
     /// An issuer that signs with `ca`.
     pub fn new(ca: Arc<Ca>, policy: Policy) -> Self {
         let leaves = HashMap::new();
-        Self { ca, inner: Mutex::new(Inner { policy, leaves }), issued: AtomicU64::new(0), failed: AtomicU64::new(0) }
+        Self {
+            ca,
+            inner: Mutex::new(Inner { policy, leaves }),
+            issued: AtomicU64::new(0),
+            failed: AtomicU64::new(0),
+            renewed: Notify::new(),
+        }
     }
 
     /// The authority behind it.
@@ -116,6 +124,11 @@ impl Issuer {
         usize::try_from(self.issued.load(Ordering::Relaxed) - before).unwrap_or(usize::MAX)
     }
 
+    /// Waits until a leaf is issued: [`Self::next_due`] may be earlier then. Cancel safe.
+    pub async fn issued(&self) {
+        self.renewed.notified().await;
+    }
+
     /// When the next leaf is due, if there is one at all.
     pub fn next_due(&self) -> Option<SystemTime> {
         let inner = self.inner.lock();
@@ -158,6 +171,7 @@ impl Issuer {
                 let due = leaf.renew_at() - leaf.renew_spread().mul_f64(fastrand::f64());
                 let held = Held { leaf: Arc::clone(&leaf), due: due.max(now + RETRY) };
                 inner.leaves.insert(id.clone(), held);
+                self.renewed.notify_one();
                 Ok(leaf)
             }
             Err(error) => {

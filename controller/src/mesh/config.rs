@@ -134,8 +134,7 @@ fn validity(spec: &MeshConfigSpec, about: &mut About<'_>) -> Option<Duration> {
     match text::duration(text) {
         Ok(duration) if duration >= MIN_VALIDITY => Some(duration),
         Ok(_) => {
-            about
-                .error(FIELD, format!("{text} is shorter than a minute, which no rotation keeps up with; 24h is used"));
+            about.error(FIELD, format!("{text} is shorter than 2s, which no rotation keeps up with; 24h is used"));
             None
         }
         Err(e) => {
@@ -256,5 +255,5 @@ fn without_effect(spec: &MeshConfigSpec, about: &mut About<'_>) {
     }
 }
 
-const MIN_VALIDITY: Duration = Duration::from_secs(60);
+const MIN_VALIDITY: Duration = Duration::from_secs(2);
 const MIN_RESYNC: Duration = Duration::from_secs(30);
