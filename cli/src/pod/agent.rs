@@ -19,6 +19,8 @@ use tokio::net::{TcpStream, UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::timeout;
 
+use super::process::is_alive;
+
 /// Name of the socket in the pod's folder.
 pub const SOCKET: &str = "agent.sock";
 /// Name of the file with the agent's id, as seen from outside, in the pod's folder.
@@ -109,7 +111,7 @@ async fn serve_client(client: UnixStream) {
 #[must_use]
 pub fn holder(folder: &Path) -> Option<u32> {
     let pid = std::fs::read_to_string(folder.join(HOLDER)).ok()?.parse().ok()?;
-    Path::new("/proc").join(format!("{pid}/ns/net")).exists().then_some(pid)
+    is_alive(pid).then_some(pid)
 }
 
 /// Connects to `target` (`address:port`) from inside the pod whose folder this is.

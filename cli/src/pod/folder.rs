@@ -8,6 +8,7 @@ use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as 
 use std::path::{Path, PathBuf};
 
 use super::PodError;
+use super::process::is_alive;
 
 /// A mesh's folder. One that we made in the temporary folder is removed on drop.
 #[derive(Debug)]
@@ -111,7 +112,7 @@ fn remove_leftovers(parent: &Path) {
         let Some(owner) = name.to_str().and_then(owner_pid) else { continue };
         // The entry's own metadata: a symbolic link is not a folder of ours.
         let ours = entry.metadata().is_ok_and(|meta| meta.is_dir() && meta.uid() == me);
-        let dead = !Path::new("/proc").join(owner.to_string()).exists();
+        let dead = !is_alive(owner);
         if ours && dead && !entry.path().join(KEEP).exists() {
             let _ = fs::remove_dir_all(entry.path());
         }

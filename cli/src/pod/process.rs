@@ -1,6 +1,5 @@
 //! A process in a pod: its log, its signals, its end.
 
-use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -149,20 +148,24 @@ pub(crate) fn tools_missing(command: &Command, error: std::io::Error) -> PodErro
     }
 }
 
+/// Whether a process runs: there, and no zombie.
+pub(crate) fn is_alive(pid: u32) -> bool {
+    stat(pid).is_some_and(|(state, _)| !matches!(state, 'Z' | 'X'))
+}
+
+/// State and parent of a process.
+fn stat(pid: u32) -> Option<(char, u32)> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name in parentheses may hold anything; state and parent follow it.
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
+    Some((fields.next()?.chars().next()?, fields.next()?.parse().ok()?))
+}
+
 /// The first child of a process. `nsenter` and `unshare` have exactly one.
 pub(crate) fn child_of(parent: u32) -> Option<u32> {
-    let parents: HashMap<u32, u32> = fs::read_dir("/proc")
-        .ok()?
-        .flatten()
-        .filter_map(|entry| {
-            let pid = entry.file_name().to_str()?.parse().ok()?;
-            let stat = fs::read_to_string(entry.path().join("stat")).ok()?;
-            // The name in parentheses may hold anything; the parent is the second field after it.
-            let parent = stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()?;
-            Some((parent, pid))
-        })
-        .collect();
-    parents.get(&parent).copied()
+    let entries = fs::read_dir("/proc").ok()?.flatten();
+    let mut pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.find(|pid| stat(*pid).is_some_and(|(_, of)| of == parent))
 }
 
 pub(crate) fn tail(log: &Path, lines: usize) -> String {

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::namespace::Setup;
 use super::plan::{LAST, NODE};
+use super::process::is_alive;
 use super::{Addresses, Binaries, Exempt, Folder, Namespace, Pod, PodError, PodSpec, User};
 
 /// How to build a topology.
@@ -159,7 +160,7 @@ impl Topology {
         let me = std::process::id().to_string();
         let entries = fs::read_dir(self.folder.join("addresses")).into_iter().flatten().flatten();
         let owners = entries.filter_map(|entry| fs::read_to_string(entry.path()).ok());
-        owners.filter(|owner| *owner != me && Path::new("/proc").join(owner).exists()).count()
+        owners.filter(|owner| *owner != me && owner.parse().is_ok_and(is_alive)).count()
     }
 
     fn reserve(&self) -> Result<Addresses, PodError> {
@@ -196,7 +197,7 @@ fn read_joinable(folder: &Path) -> Result<Joinable, PodError> {
     let no_mesh = |reason: String| PodError::NoMesh { folder: folder.to_owned(), reason };
     let text = fs::read_to_string(folder.join(JOINABLE)).map_err(|error| no_mesh(error.to_string()))?;
     let joinable: Joinable = serde_json::from_str(&text).map_err(|error| no_mesh(error.to_string()))?;
-    if Path::new("/proc").join(joinable.node.to_string()).exists() {
+    if is_alive(joinable.owner) && is_alive(joinable.node) {
         Ok(joinable)
     } else {
         Err(no_mesh(format!("its process {} is gone", joinable.owner)))
