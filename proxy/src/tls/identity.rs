@@ -13,7 +13,10 @@ use x509_parser::{
     x509::{AttributeTypeAndValue, X509Name},
 };
 
-use crate::config::tls::{SanKind, SanMatch};
+use crate::config::{
+    matcher::{StringMatch, StringMatchKind},
+    tls::{SanKind, SanMatch},
+};
 
 /// The names of a verified certificate.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -122,7 +125,7 @@ impl PeerIdentity {
     }
 
     fn matches(&self, wanted: &SanMatch) -> bool {
-        let dns = || self.dns_sans.iter().any(|s| wanted.matcher.matches(s));
+        let dns = || self.dns_sans.iter().any(|s| dns_matches(s, &wanted.matcher));
         let uri = || self.uri_sans.iter().any(|s| wanted.matcher.matches(s));
         let ip = || self.ip_sans.iter().any(|a| wanted.matcher.matches(&a.to_string()));
         let email = || self.email_sans.iter().any(|s| wanted.matcher.matches(s));
@@ -143,6 +146,16 @@ impl PeerIdentity {
         all.extend(ips.iter().map(String::as_str));
         if all.is_empty() { "it has none".to_owned() } else { all.join(", ") }
     }
+}
+
+/// An exact match on a DNS name ignores case and honours a wildcard in the certificate (Envoy's `dnsNameMatch`).
+fn dns_matches(san: &str, matcher: &StringMatch) -> bool {
+    let StringMatchKind::Exact(wanted) = &matcher.kind else { return matcher.matches(san) };
+    if san.eq_ignore_ascii_case(wanted) {
+        return true;
+    }
+    let covered = san.strip_prefix("*.").zip(wanted.split_once('.'));
+    covered.is_some_and(|(rest, (label, parent))| !label.is_empty() && rest.eq_ignore_ascii_case(parent))
 }
 
 /// A name of printable ASCII without blanks.
@@ -263,7 +276,6 @@ mod tests {
     use rcgen::{CertificateParams, CustomExtension, DistinguishedName, DnType, KeyPair, KeyUsagePurpose, SanType};
 
     use super::*;
-    use crate::config::matcher::StringMatch;
 
     fn of(build: impl FnOnce(&mut CertificateParams)) -> Result<PeerIdentity, BadIdentity> {
         let mut params = CertificateParams::default();
@@ -310,6 +322,22 @@ mod tests {
             let m = SanMatch { kind, matcher: StringMatch::exact(value) };
             assert_eq!(id.matches_any(std::slice::from_ref(&m)), wanted, "{m:?}");
         }
+    }
+
+    #[test]
+    fn an_exact_dns_name_ignores_case_and_honours_a_wildcard_of_one_label() {
+        for (san, wanted, matches) in [
+            ("a.b.c", "A.b.C", true),
+            ("*.b.c", "a.b.c", true),
+            ("*.b.c", "x.a.b.c", false),
+            ("*.b.c", ".b.c", false),
+            ("*.b.c", "b.c", false),
+            ("a*.b.c", "ab.b.c", false),
+        ] {
+            assert_eq!(dns_matches(san, &StringMatch::exact(wanted)), matches, "{san} {wanted}");
+        }
+        let prefix = StringMatch { kind: StringMatchKind::Prefix("a.".into()), ignore_case: false };
+        assert!(!dns_matches("*.b.c", &prefix));
     }
 
     #[test]

@@ -299,11 +299,11 @@ pub(super) async fn tcp(cluster: &Arc<Cluster>, endpoint: &Arc<Endpoint>) -> Res
         overflow(o)
     })?;
     let tls = cluster.tls().map_err(|why| UpstreamError::unsent(ErrorKind::Tls(why.to_owned())))?;
-    stats.upstream_rq_total.increment(1);
     let load = endpoint.enter();
     let dialled =
         dial(cluster, endpoint.address(), tls.as_deref(), permit, None).await.inspect_err(|_| endpoint.failed())?;
     dialled.socket.flags().begin(true);
+    stats.upstream_rq_total.increment(1);
     stats.upstream_rq_active.increment(1.0);
     Ok(UpstreamConn { socket: dialled.socket, facts: dialled.facts, cluster: cluster.clone(), load, _permit: request })
 }

@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::join_all;
 use hickory_resolver::{
     TokioResolver,
     config::{LookupIpStrategy, ResolveHosts},
@@ -113,9 +114,11 @@ async fn follow(cluster: Weak<Cluster>, names: Vec<DnsEndpoint>, policy: DnsPoli
         let stats = now.stats.clone();
         drop(now);
         let mut wait = policy.refresh;
-        for (name, known) in names.iter().zip(&mut last) {
-            stats.update_attempt.increment(1);
-            match look_up(&*resolver, name, policy.family).await {
+        stats.update_attempt.increment(names.len() as u64);
+        // At once, so that a name whose server is silent does not hold up the others.
+        let found = join_all(names.iter().map(|name| look_up(&*resolver, name, policy.family))).await;
+        for ((name, known), found) in names.iter().zip(&mut last).zip(found) {
+            match found {
                 Ok(found) => {
                     stats.update_success.increment(1);
                     if found.addresses.is_empty() {

@@ -129,7 +129,7 @@ fn kind_of(error: &hyper::Error) -> ErrorKind {
         cause = e.source();
     }
     let text = words(error);
-    if error.is_parse() || text.contains("message head") {
+    if error.is_parse() {
         return ErrorKind::Protocol(text);
     }
     if error.is_user() {

@@ -99,6 +99,7 @@ impl H2 {
             return None;
         }
         self.streams.fetch_add(1, Relaxed);
+        self.flags.begin(true);
         let uses = self.uses.fetch_add(1, Relaxed);
         if uses + 1 >= self.max_uses {
             self.drain();
@@ -123,6 +124,7 @@ impl Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
+        self.conn.flags.finish();
         if self.conn.streams.fetch_sub(1, Relaxed) == 1 {
             *self.conn.idle_since.lock() = Instant::now();
         }

@@ -21,7 +21,7 @@ use hyper::client::conn::http1::SendRequest;
 use parking_lot::Mutex;
 use pingora_pool::{ConnectionMeta, ConnectionPool};
 use smallvec::SmallVec;
-use tokio::time::Instant;
+use tokio::{runtime::Handle, time::Instant};
 
 use super::{
     connect::Facts,
@@ -157,8 +157,10 @@ impl Slot {
 
     /// Starts looking for idle connections, unless that goes on already.
     pub(super) fn sweep(&self, idle_timeout: Duration, stats: &Arc<ClusterStats>) {
+        // Without a runtime (a body dropped while the worker ends) there is nobody to use the connection either.
+        let Ok(runtime) = Handle::try_current() else { return };
         if !self.inner.swept.swap(true, Relaxed) {
-            tokio::spawn(sweep(Arc::downgrade(&self.inner), idle_timeout, stats.clone()));
+            runtime.spawn(sweep(Arc::downgrade(&self.inner), idle_timeout, stats.clone()));
         }
     }
 
@@ -279,12 +281,13 @@ impl Overflowed {
     }
 
     fn put(self: &Arc<Self>, conn: Box<H1>, idle_timeout: Duration, stats: Arc<ClusterStats>) {
+        let Ok(runtime) = Handle::try_current() else { return };
         let rest = (!idle_timeout.is_zero()).then(|| idle_timeout.saturating_sub(conn.idle_since.elapsed()));
         let meta = ConnectionMeta::new(conn.key.number, self.next_id.fetch_add(1, Relaxed));
         let closed = conn.flags.closed();
         let (evicted, used) = self.pool.put(&meta, conn);
         let (overflowed, since) = (self.clone(), Instant::now());
-        tokio::spawn(async move {
+        runtime.spawn(async move {
             overflowed.pool.idle_timeout(&meta, rest, evicted, closed, used).await;
             if rest.is_some_and(|rest| since.elapsed() >= rest) {
                 stats.upstream_cx_idle_timeout.increment(1);

@@ -88,16 +88,24 @@ pub(super) struct Lease {
     cluster: Arc<Cluster>,
     load: Load,
     started: Instant,
+    /// A connection was found for it.
+    attached: bool,
     settled: bool,
     _permit: RequestPermit,
 }
 
 impl Lease {
     fn new(cluster: &Arc<Cluster>, endpoint: &Arc<Endpoint>, permit: RequestPermit) -> Self {
-        cluster.stats.upstream_rq_total.increment(1);
-        cluster.stats.upstream_rq_active.increment(1.0);
         let (cluster, load) = (cluster.clone(), endpoint.enter());
-        Self { cluster, load, started: Instant::now(), settled: false, _permit: permit }
+        Self { cluster, load, started: Instant::now(), attached: false, settled: false, _permit: permit }
+    }
+
+    /// Counts the request, once: from here on it is on a connection.
+    fn attach(&mut self) {
+        if !std::mem::replace(&mut self.attached, true) {
+            self.cluster.stats.upstream_rq_total.increment(1);
+            self.cluster.stats.upstream_rq_active.increment(1.0);
+        }
     }
 
     /// Counts how the stream ended.
@@ -138,10 +146,12 @@ impl Drop for Lease {
         let stats = &self.cluster.stats;
         if !self.settled {
             // The caller lost interest before the answer.
-            stats.upstream_rq_tx_reset.increment(1);
-            stats.upstream_rq_cancelled.increment(1);
+            let lost = if self.attached { &stats.upstream_rq_tx_reset } else { &stats.upstream_rq_cancelled };
+            lost.increment(1);
         }
-        stats.upstream_rq_active.decrement(1.0);
+        if self.attached {
+            stats.upstream_rq_active.decrement(1.0);
+        }
     }
 }
 
@@ -198,6 +208,7 @@ impl Cluster {
             };
             let (reused, written) = (conn.uses > 0, conn.flags.written());
             conn.uses += 1;
+            lease.attach();
             conn.lease = Some(lease);
             watch_request(&mut request, &conn.flags);
             match conn.sender.try_send_request(request).await {
@@ -260,7 +271,7 @@ impl Cluster {
                 }
             };
             let reused = !stream.first;
-            stream.conn.flags.begin(true);
+            lease.attach();
             let sent = stream.sender().try_send_request(request).await;
             match sent {
                 Ok(response) => {
@@ -268,7 +279,6 @@ impl Cluster {
                     return answer_http2(response, stream, lease, reused, connected_in);
                 }
                 Err(mut e) => {
-                    stream.conn.flags.finish();
                     let unsent = e.take_message();
                     let mut error = UpstreamError::of(&e.into_error(), unsent.is_none(), reused);
                     if error.kind.is_refused() {
@@ -522,7 +532,6 @@ struct Held {
 
 impl Guard for Held {
     fn end(mut self: Box<Self>, end: End<'_>, _bytes: u64) {
-        self.stream.conn.flags.finish();
         self.lease.settle(end);
     }
 }
@@ -535,7 +544,6 @@ fn answer_http2(
     connected_in: Option<Duration>,
 ) -> Result<Answer, UpstreamError> {
     if response.headers().len() > MAX_FIELDS {
-        stream.conn.flags.finish();
         let error = UpstreamError::protocol("more than 100 header fields", reused);
         lease.fail(&error.kind);
         return Err(error);

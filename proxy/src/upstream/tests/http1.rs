@@ -16,6 +16,34 @@ async fn requests_in_turn_use_one_connection() {
 }
 
 #[tokio::test]
+async fn an_answer_without_body_keeps_its_connection() {
+    let bench = Bench::new(canned(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n").await, |_| {});
+    for _ in 0..3 {
+        let head = Request::head("/").header("host", "a.test").body(Body::empty()).unwrap();
+        let answer = bench.send(head).await.unwrap();
+        assert_eq!(answer.response.headers()["content-length"], "5");
+        // As a server does that has nothing to write.
+        drop(answer);
+    }
+    assert_eq!((bench.stat("upstream_cx_total"), bench.stat("upstream_rq_tx_reset")), (1, 0));
+}
+
+#[test]
+fn an_answer_dropped_after_the_end_of_its_runtime_harms_nobody() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let (bench, answer) = runtime.block_on(async {
+        let bench = Bench::new(canned(OK).await, |_| {});
+        let mut answer = bench.send(get("/")).await.unwrap();
+        answer.response.body_mut().frame().await.unwrap().unwrap();
+        let second = bench.send(get("/")).await.unwrap();
+        (bench, second)
+    });
+    drop(runtime);
+    drop(answer);
+    assert_eq!(bench.stat("upstream_rq_active"), 0);
+}
+
+#[tokio::test]
 async fn workers_do_not_share_connections() {
     let bench = Bench::new(canned(OK).await, |_| {});
     for worker in [0, 1, 0, 1] {
@@ -64,6 +92,7 @@ async fn refused_connections_say_so() {
     assert!(!error.sent);
     assert_eq!((bench.stat("upstream_cx_connect_fail"), bench.stat("upstream_rq_pending_failure_eject")), (1, 1));
     assert_eq!((bench.stat("upstream_cx_active"), bench.stat("upstream_rq_pending_active")), (0, 0));
+    assert_eq!((bench.stat("upstream_rq_total"), bench.stat("upstream_rq_active")), (0, 0), "it never was on one");
 }
 
 #[tokio::test]
@@ -238,7 +267,7 @@ async fn giving_up_before_the_answer_closes_the_connection() {
     assert!(waited.is_err());
     bench.until("upstream_cx_active", 0).await;
     assert_eq!((bench.stat("upstream_rq_active"), bench.endpoint().active()), (0, 0));
-    assert_eq!(bench.stat("upstream_rq_cancelled"), 1);
+    assert_eq!((bench.stat("upstream_rq_tx_reset"), bench.stat("upstream_rq_cancelled")), (1, 0));
 }
 
 #[tokio::test]

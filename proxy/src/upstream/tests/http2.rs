@@ -155,12 +155,7 @@ async fn heads_with_too_many_fields_are_refused_and_the_connection_lives() {
 
 #[tokio::test]
 async fn those_who_wait_for_a_dial_share_its_failure() {
-    let address = raw(|_, mut stream| async move {
-        let _ = stream.read_to_end(&mut Vec::new()).await;
-    })
-    .await;
     let refused = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-    drop(address);
     let bench = bench(refused);
     let all = futures_util::future::join_all((0..10).map(|_| bench.send(get("/")))).await;
     assert!(all.iter().all(|r| matches!(r.as_ref().unwrap_err().kind, ErrorKind::Connect(_))));
