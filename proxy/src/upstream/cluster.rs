@@ -247,6 +247,9 @@ impl Cluster {
 
     /// Number of the TLS version in force; 0 for none.
     pub(super) fn tls_number(&self) -> u64 {
+        if self.spec.tls.is_none() {
+            return 0;
+        }
         self.tls.load().as_ref().map_or(0, |t| t.number)
     }
 

@@ -31,6 +31,8 @@ use crate::{body::Body, config::cluster::TcpKeepalive, tls::Handshake};
 
 /// Largest response head, in bytes.
 pub(super) const MAX_HEAD_BYTES: usize = 64 * 1024;
+/// Largest read buffer of an HTTP/1 connection, in bytes, whatever the cluster allows.
+const MAX_READ_BYTES: usize = 256 * 1024;
 /// Most fields in a response head. hyper's own limit for HTTP/1 is the same.
 pub(super) const MAX_FIELDS: usize = 100;
 
@@ -153,7 +155,7 @@ pub(super) async fn http1(
     // The number of fields is limited to `MAX_FIELDS` by default.
     let (sender, connection) = http1::Builder::new()
         .max_header_size(MAX_HEAD_BYTES)
-        .max_buf_size(usize::try_from(cluster.spec().buffer_limit_bytes).unwrap_or(usize::MAX).max(2 * MAX_HEAD_BYTES))
+        .max_buf_size((cluster.spec().buffer_limit_bytes as usize).clamp(2 * MAX_HEAD_BYTES, MAX_READ_BYTES))
         .handshake(TokioIo::new(socket))
         .await
         .map_err(|e| UpstreamError::of(&e, false, false))?;

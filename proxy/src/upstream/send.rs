@@ -237,9 +237,19 @@ impl Cluster {
         endpoint: &Endpoint,
     ) -> Result<(Box<H1>, Option<Duration>), UpstreamError> {
         let number = self.tls_number();
-        if let Some(conn) = slot.take(number) {
-            return Ok((conn, None));
+        match slot.take(number) {
+            Some(conn) => Ok((conn, None)),
+            // In a box of its own, so that requests that find a connection don't carry its size.
+            None => Box::pin(self.open_http1(slot, endpoint, number)).await,
         }
+    }
+
+    async fn open_http1(
+        &self,
+        slot: &Slot,
+        endpoint: &Endpoint,
+        number: u64,
+    ) -> Result<(Box<H1>, Option<Duration>), UpstreamError> {
         let since = Instant::now();
         let pending = Pending::enter(self)?;
         match self.wait_for_connection(slot, || slot.take(number)).await? {
@@ -305,10 +315,19 @@ impl Cluster {
         endpoint: &Endpoint,
     ) -> Result<(Stream, Option<Duration>), UpstreamError> {
         let number = self.tls_number();
-        let (multiplexed, gate) = (slot.multiplexed(), slot.gate());
-        if let Some(stream) = multiplexed.take(number, gate) {
-            return Ok((stream, None));
+        match slot.multiplexed().take(number, slot.gate()) {
+            Some(stream) => Ok((stream, None)),
+            None => Box::pin(self.open_http2(slot, endpoint, number)).await,
         }
+    }
+
+    async fn open_http2(
+        &self,
+        slot: &Slot,
+        endpoint: &Endpoint,
+        number: u64,
+    ) -> Result<(Stream, Option<Duration>), UpstreamError> {
+        let (multiplexed, gate) = (slot.multiplexed(), slot.gate());
         let since = Instant::now();
         let pending = Pending::enter(self)?;
         let mut dialling = multiplexed.dialling.lock().await;

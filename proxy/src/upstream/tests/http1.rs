@@ -379,3 +379,13 @@ async fn an_absolute_uri_becomes_path_and_host() {
     let request = Request::get("http://x.test:81/a?b").body(Body::empty()).unwrap();
     assert_eq!(bench.fetch(request).await.unwrap(), "ok");
 }
+
+#[tokio::test]
+async fn the_future_of_a_request_is_small() {
+    let bench = Bench::new(canned(OK).await, |_| {});
+    let (endpoint, permit) = (bench.endpoint(), bench.cluster.admit_request().unwrap());
+    let options = SendOptions { version: Version::Http1, worker: 0, upgrade: false };
+    let sent = bench.cluster.send(&endpoint, get("/"), permit, options);
+    let size = std::mem::size_of_val(&sent);
+    assert!(size < 2048, "{size} bytes are moved for each request");
+}
