@@ -73,6 +73,8 @@ pub(super) struct Context {
     /// Decides on fractions and splits.
     pub(super) random: u64,
     pub(super) version: Version,
+    /// The client wants no body.
+    pub(super) is_head: bool,
     /// The client speaks gRPC, so that refusals are gRPC statuses.
     pub(super) grpc: bool,
     pub(super) matched: OnceLock<Matched>,
@@ -118,6 +120,7 @@ impl Exchange {
             started: Instant::now(),
             random: fastrand::u64(..),
             version: request.version(),
+            is_head: request.method() == Method::HEAD,
             grpc: is_grpc(request.headers()),
             matched: OnceLock::new(),
             cluster: OnceLock::new(),

@@ -118,14 +118,17 @@ impl Life {
         let mut draining = std::pin::pin!(drain.draining());
         let mut cut = std::pin::pin!(drain.cut_off());
         loop {
-            let open = self.phase() == Phase::Open;
+            let open = match self.phase() {
+                Phase::Cut => return,
+                phase => phase == Phase::Open,
+            };
             let due = self.next(&limits, open).map(|after| self.started + after);
             tokio::select! {
                 () = &mut draining, if open => {
                     stats.downstream_cx_drain_close.increment(1);
                     self.enter(Phase::Closing);
                 }
-                () = &mut cut => return self.enter(Phase::Cut),
+                () = &mut cut => self.enter(Phase::Cut),
                 () = self.changed.notified() => {}
                 () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => self.check(&limits, stats),
             }

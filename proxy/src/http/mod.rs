@@ -30,6 +30,8 @@ mod step;
 mod target;
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod tests;
 mod upgrade;
 mod upload;
 

@@ -14,6 +14,7 @@ use std::{
 
 use futures_util::{FutureExt, future::CatchUnwind};
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
+use http_body::Body as _;
 use pin_project_lite::pin_project;
 use tower::{Layer, Service};
 
@@ -127,6 +128,7 @@ impl Finish {
         let mut response = outcome.unwrap_or_else(|refusal| reply::make(&cx, &refusal));
         let status = response.status();
         self.status = Some(status);
+        drop_unsendable_body(&cx, &mut response);
         let headers = response.headers_mut();
         set_server(&cx, headers);
         if cx.conn.http.mesh.is_some() {
@@ -215,6 +217,17 @@ impl Drop for Finish {
         if !self.ended {
             self.note_end(End::Dropped);
             self.settle(0);
+        }
+    }
+}
+
+/// A body that may not be sent is taken away, so that it doesn't look like one that the client left.
+fn drop_unsendable_body(cx: &Context, response: &mut Response<Body>) {
+    let none = cx.is_head || matches!(response.status(), StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+    if none && !response.body().is_end() {
+        let body = std::mem::take(response.body_mut());
+        if let Some(length) = body.size_hint().exact().filter(|_| cx.is_head) {
+            response.headers_mut().entry(header::CONTENT_LENGTH).or_insert_with(|| HeaderValue::from(length));
         }
     }
 }
