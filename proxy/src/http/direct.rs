@@ -128,7 +128,7 @@ mod tests {
             (Redirect { path: full("/new"), ..same.clone() }, "http://h:80/new?q=1"),
             (Redirect { path: full("/new?x"), ..same.clone() }, "http://h:80/new?x"),
             (Redirect { path: Some(PathRedirect::Prefix("/c".into())), ..same.clone() }, "http://h:80/c/b?q=1"),
-            (Redirect { strip_query: true, ..same.clone() }, "http://h:80/a/b"),
+            (Redirect { strip_query: true, ..same }, "http://h:80/a/b"),
         ] {
             assert_eq!(to(&redirect), expected);
         }

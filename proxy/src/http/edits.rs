@@ -52,7 +52,7 @@ impl Step for Edits {
         // A refusal from further in is edited like an answer, as in Envoy.
         let mut response = outcome.unwrap_or_else(|refusal| reply::make(cx, &refusal));
         for edits in levels(matched, Side::Response) {
-            let before = renders(edits).then(|| response.headers().clone()).unwrap_or_default();
+            let before = if renders(edits) { response.headers().clone() } else { HeaderMap::new() };
             let view = cx.head.get().map(|head| head.view(cx.conn.scheme()));
             edits.apply(response.headers_mut(), |template| cx.render(template, view.as_ref(), &before));
         }

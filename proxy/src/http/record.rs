@@ -151,7 +151,7 @@ impl Finish {
     }
 
     /// The exchange is over; `sent` bytes went to the client.
-    pub(super) fn over(mut self: Box<Self>, end: End<'_>, sent: u64) {
+    pub(super) fn over(mut self, end: End<'_>, sent: u64) {
         self.ended = true;
         self.note_end(end);
         self.settle(sent);

@@ -40,6 +40,7 @@ use crate::{
         access_log::{Connection, Loggers, Sinks},
         mesh::{MeshStats, Workload},
     },
+    tls::ResolvedSecrets,
     upstream::{Cluster, SystemResolver, Upstreams},
 };
 
@@ -142,7 +143,13 @@ impl World {
             filters: vec![],
             terminal: Terminal::Http(manager),
         };
-        let chain = Chain { config: Arc::new(config), http: Some(Arc::new(http)), drain: Drain::new() };
+        let chain = Chain {
+            config: Arc::new(config),
+            http: Some(Arc::new(http)),
+            tls: None,
+            secrets: ResolvedSecrets::default(),
+            drain: Drain::new(),
+        };
         Proxy { chain: Arc::new(chain), registry, info: info(self.direction), shared, sinks, log, _folder: folder }
     }
 }

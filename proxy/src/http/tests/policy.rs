@@ -456,11 +456,10 @@ fn retrying(on: RetryOn, change: impl FnOnce(&mut RetryPolicy)) -> World {
     World::new().forward(|f| f.retry = Some(Arc::new(policy))).cluster(&[], |_| {})
 }
 
+type Answered = std::future::Ready<Result<Response<Body>, Refusal>>;
+
 /// Fails `failures` times, then answers.
-fn flaky(
-    failures: u32,
-    status: u16,
-) -> (Arc<AtomicU32>, impl FnMut(Exchange) -> std::future::Ready<Result<Response<Body>, Refusal>> + Clone) {
+fn flaky(failures: u32, status: u16) -> (Arc<AtomicU32>, impl FnMut(Exchange) -> Answered + Clone) {
     let calls = Arc::new(AtomicU32::new(0));
     let counted = calls.clone();
     let send = move |_| {
