@@ -339,3 +339,63 @@ async fn a_chain_of_a_hundred_is_refused_fast() {
     assert!(refusal(served).contains("too long"));
     assert!(start.elapsed() < Duration::from_secs(1), "an unoptimised build; path building would take far longer");
 }
+
+/// Another implementation on the other side. Sends "?" and expects "!"; tells whether that worked.
+async fn openssl(address: std::net::SocketAddr, cert: Option<&CertificatePair>, more: &[&str]) -> (bool, String) {
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = tokio::process::Command::new("openssl");
+    command.args(["s_client", "-quiet", "-connect", &address.to_string()]).args(more);
+    if let Some(pair) = cert {
+        let (chain, key) = (dir.path().join("chain.pem"), dir.path().join("key.pem"));
+        std::fs::write(&chain, &pair.chain_pem).unwrap();
+        std::fs::write(&key, &pair.key_pem).unwrap();
+        command.arg("-cert").arg(chain).arg("-key").arg(key);
+    }
+    let pipe = std::process::Stdio::piped;
+    let mut child = command.stdin(pipe()).stdout(pipe()).stderr(pipe()).kill_on_drop(true).spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    stdin.write_all(b"?\n").await.unwrap();
+    let mut byte = [0; 1];
+    let mut stdout = child.stdout.take().unwrap();
+    let got = tokio::time::timeout(Duration::from_secs(5), stdout.read(&mut byte)).await;
+    drop(stdin);
+    drop(stdout);
+    let mut words = String::new();
+    let _ = tokio::time::timeout(Duration::from_secs(5), child.stderr.take().unwrap().read_to_string(&mut words)).await;
+    (matches!(got, Ok(Ok(1))) && byte == *b"!", words)
+}
+
+#[tokio::test]
+#[ignore = "needs the command openssl"]
+async fn openssl_clients_agree_with_us() {
+    let ca = Ca::new("mesh");
+    let server = server(ca.named("server"), Some((&ca, vec![san(SanKind::Dns, "alice")])), true);
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((tcp, _)) = listener.accept().await {
+            let server = server.clone();
+            tokio::spawn(async move {
+                let Ok((mut stream, handshake)) = server.accept(tcp).await else { return };
+                assert_eq!(handshake.alpn, None);
+                let _ = stream.read_u8().await;
+                let _ = stream.write_all(b"!").await;
+                let _ = stream.shutdown().await;
+            });
+        }
+    });
+    let (alice, mallory) = (ca.named("alice"), ca.named("mallory"));
+    let stranger = Ca::new("other").named("alice");
+    for (cert, more, good) in [
+        (Some(&alice), &["-alpn", "osm", "-servername", "svc.ns.svc.cluster.local", "-tls1_3"][..], true),
+        (Some(&alice), &["-alpn", "osm", "-tls1_2"][..], true),
+        (Some(&alice), &["-tls1_1"][..], false),
+        (Some(&mallory), &[][..], false),
+        (Some(&stranger), &[][..], false),
+        (None, &[][..], false),
+        (None, &["-tls1_2"][..], false),
+    ] {
+        let (worked, words) = openssl(address, cert, more).await;
+        assert_eq!(worked, good, "{more:?}: {words}");
+    }
+}

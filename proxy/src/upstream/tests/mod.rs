@@ -5,6 +5,7 @@ mod http1;
 mod http2;
 mod limits;
 mod secure;
+mod storm;
 
 use std::{
     future::Future,
