@@ -4,11 +4,15 @@
 //! silently ignored; then it is decoded and converted ([`convert`]). [`state`] decides what is asked of the control
 //! plane, acknowledged and refused.
 
+pub mod assemble;
 pub mod convert;
 pub mod json;
 pub mod kind;
 pub mod resource;
+pub mod sds_file;
+pub mod secrets;
 pub mod state;
+pub mod stream;
 pub mod subscription;
 #[cfg(test)]
 pub(crate) mod test_data;

@@ -15,17 +15,16 @@ use std::{
 
 use envoy_types::pb::{
     envoy::service::discovery::v3::{
-        DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse, Resource as Wrapper,
+        DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
     },
     google::{protobuf::Any, rpc::Status},
 };
-use prost::Message;
 use tokio::time::Instant;
 
 use super::{
-    convert::{Resource, WRAPPER},
+    convert::{Received, Resource},
     kind::Kind,
-    subscription::{Check, Item, Outcome, Subscription},
+    subscription::{Check, Outcome, Subscription},
 };
 use crate::config::Name;
 
@@ -140,7 +139,7 @@ impl Client {
         let kind = self.asked_kind(&response.type_url)?;
         let (version, nonce) = (response.version_info, response.nonce);
         let mut outcome = Outcome::default();
-        let items = items(response.resources, &version);
+        let items = response.resources.into_iter().map(|any| received(any, &version)).collect();
         self.apply(kind, items, kind.is_wildcard(), now, check, &mut outcome);
         self.acknowledge(kind, version, nonce, &outcome.errors, now);
         Ok(outcome.errors)
@@ -166,7 +165,7 @@ impl Client {
             .into_iter()
             .filter(|name| both.iter().all(|wrapper| wrapper.name != *name))
             .collect();
-        let items = resources.into_iter().map(|wrapper| item(wrapper, "")).collect();
+        let items = resources.into_iter().map(Received::from).collect();
         self.kind_mut(kind).remove(&removed, &mut outcome);
         self.apply(kind, items, false, now, check, &mut outcome);
         self.acknowledge(kind, response.system_version_info, response.nonce, &outcome.errors, now);
@@ -275,7 +274,7 @@ impl Client {
     fn apply(
         &mut self,
         kind: Kind,
-        items: Vec<Item>,
+        items: Vec<Received>,
         full: bool,
         now: Instant,
         check: &mut Check<'_>,
@@ -422,31 +421,19 @@ fn refusal(errors: &[String]) -> Status {
     Status { code: tonic::Code::InvalidArgument as i32, message, details: Vec::new() }
 }
 
-fn items(resources: Vec<Any>, version: &str) -> Vec<Item> {
-    let mut items = Vec::with_capacity(resources.len());
-    for any in resources {
-        if any.type_url != WRAPPER {
-            items.push(Item { name: None, version: version.to_owned(), encoded: Some(any), ttl: None });
-            continue;
-        }
-        // An illegible wrapper becomes an item without a name, which is refused and stops removals.
-        let wrapper = Wrapper::decode(any.value.as_slice()).unwrap_or_default();
-        items.push(item(wrapper, version));
-    }
-    items
-}
-
-fn item(wrapper: Wrapper, version: &str) -> Item {
-    let ttl = wrapper.ttl.map(|ttl| {
-        let seconds = u64::try_from(ttl.seconds).unwrap_or(0);
-        Duration::new(seconds.min(MAX_TTL.as_secs()), u32::try_from(ttl.nanos).unwrap_or(0).min(999_999_999))
+fn received(any: Any, version: &str) -> Received {
+    // An illegible wrapper becomes a resource without a name, which is refused and stops removals.
+    let mut received = Received::unwrap(any).unwrap_or_else(|_| Received {
+        name: None,
+        version: String::new(),
+        ttl: None,
+        resource: None,
     });
-    let version = if wrapper.version.is_empty() { version.to_owned() } else { wrapper.version };
-    Item { name: Some(wrapper.name), version, encoded: wrapper.resource, ttl }
+    if received.version.is_empty() {
+        version.clone_into(&mut received.version);
+    }
+    received
 }
-
-/// Longer lives are as good as endless, and must not overflow the clock.
-const MAX_TTL: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
 #[cfg(test)]
 #[path = "state_tests.rs"]

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use envoy_types::pb::google::protobuf::Duration as PbDuration;
+use envoy_types::pb::{envoy::service::discovery::v3::Resource as Wrapper, google::protobuf::Duration as PbDuration};
+use prost::Message as _;
 
 use super::*;
 use crate::config::{
@@ -12,6 +13,7 @@ use crate::config::{
     route::RouteTable,
     tls::{CertificatePair, CommonTls, Secret, SecretSource, TlsParams, UpstreamTls},
 };
+use crate::xds::convert::WRAPPER;
 
 /// Stands for any resource: real enough to have a name, to need others, to be bad.
 #[derive(Clone, PartialEq, prost::Message)]

@@ -13,7 +13,7 @@ use envoy_types::pb::google::protobuf::Any;
 use tokio::time::Instant;
 
 use super::{
-    convert::Resource,
+    convert::{Received, Resource},
     kind::{Kind, name_of},
 };
 use crate::config::Name;
@@ -43,19 +43,6 @@ pub struct Refusal {
     pub details: String,
     /// When.
     pub since: SystemTime,
-}
-
-/// One resource of a response.
-#[derive(Clone, Debug)]
-pub struct Item {
-    /// Name by the wrapper, if there was one.
-    pub name: Option<String>,
-    /// Version by the wrapper or the response.
-    pub version: String,
-    /// None = a heartbeat.
-    pub encoded: Option<Any>,
-    /// It is to be dropped unless renewed in this time.
-    pub ttl: Option<Duration>,
 }
 
 /// Turns an encoded resource into a checked one, or says why not.
@@ -167,12 +154,12 @@ impl Subscription {
     }
 
     /// Takes the resources of a response. With `full`, what is not among them is gone.
-    pub fn apply(&mut self, items: Vec<Item>, full: bool, now: Instant, check: &mut Check<'_>) -> Outcome {
+    pub fn apply(&mut self, items: Vec<Received>, full: bool, now: Instant, check: &mut Check<'_>) -> Outcome {
         let mut outcome = Outcome::default();
-        let mut named: BTreeMap<Name, Vec<Item>> = BTreeMap::new();
+        let mut named: BTreeMap<Name, Vec<Received>> = BTreeMap::new();
         let mut nameless = false;
         for item in items {
-            match self.name_of_item(&item) {
+            match self.name_of_received(&item) {
                 Ok(name) => named.entry(name).or_default().push(item),
                 Err(error) => {
                     nameless = true;
@@ -180,7 +167,7 @@ impl Subscription {
                 }
             }
         }
-        let only_heartbeats = !named.is_empty() && named.values().flatten().all(|item| item.encoded.is_none());
+        let only_heartbeats = !named.is_empty() && named.values().flatten().all(|item| item.resource.is_none());
         // A resource without a legible name may be any of those held, so nothing is taken for removed then.
         if full && !nameless && !only_heartbeats {
             self.remove_others(&named, &mut outcome);
@@ -237,9 +224,9 @@ impl Subscription {
         present.map(|(name, entry)| (name, entry.version.as_str()))
     }
 
-    fn name_of_item(&self, item: &Item) -> Result<Name, String> {
+    fn name_of_received(&self, item: &Received) -> Result<Name, String> {
         let wrapper = item.name.as_deref().filter(|name| !name.is_empty());
-        let Some(any) = &item.encoded else {
+        let Some(any) = &item.resource else {
             return wrapper
                 .map(Arc::from)
                 .ok_or_else(|| "a wrapped resource that has no name or cannot be decoded".to_owned());
@@ -258,16 +245,17 @@ impl Subscription {
         }
     }
 
-    fn remove_others(&mut self, named: &BTreeMap<Name, Vec<Item>>, outcome: &mut Outcome) {
+    fn remove_others(&mut self, named: &BTreeMap<Name, Vec<Received>>, outcome: &mut Outcome) {
         let before = self.entries.len();
         self.entries.retain(|name, _| named.contains_key(name));
         self.refused.retain(|name, _| named.contains_key(name));
         outcome.changed |= self.entries.len() != before;
     }
 
-    fn take(&mut self, name: Name, item: Item, now: Instant, check: &mut Check<'_>, outcome: &mut Outcome) {
-        let expires = item.ttl.map(|ttl| now + ttl);
-        let Some(any) = item.encoded else {
+    fn take(&mut self, name: Name, item: Received, now: Instant, check: &mut Check<'_>, outcome: &mut Outcome) {
+        // A life too long for the clock is endless.
+        let expires = item.ttl.and_then(|ttl| now.checked_add(ttl));
+        let Some(any) = item.resource else {
             if let Some(entry) = self.entries.get_mut(&name) {
                 entry.expires = expires;
             }
@@ -295,15 +283,15 @@ impl Subscription {
                 self.entries.insert(name, entry);
                 outcome.changed = true;
             }
-            Err(details) => self.refuse(name, Item { encoded: Some(any), ..item }, details, outcome),
+            Err(details) => self.refuse(name, Received { resource: Some(any), ..item }, details, outcome),
         }
     }
 
-    fn refuse(&mut self, name: Name, item: Item, details: String, outcome: &mut Outcome) {
+    fn refuse(&mut self, name: Name, item: Received, details: String, outcome: &mut Outcome) {
         outcome.errors.push(format!("{name}: {details}"));
         // A first answer that is no good still is an answer: whoever waits for it stops waiting.
         outcome.changed |= !self.refused.contains_key(&name);
-        let encoded = Arc::new(item.encoded.unwrap_or_default());
+        let encoded = Arc::new(item.resource.unwrap_or_default());
         self.refused.insert(name, Refusal { encoded, version: item.version, details, since: SystemTime::now() });
     }
 }
