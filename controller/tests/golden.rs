@@ -58,6 +58,17 @@ const LISTED: &[Listed] = &[
         covers: |d| d.path.ends_with("bound_apps/store_7000_tcp") && d.theirs.is_none(),
     },
     Listed {
+        heading: "A headless service answers to its own name",
+        scenarios: &[],
+        covers: |d| {
+            let names = ["/apps/shard|8080", "/inbound_apps/shard_8080_http", "root-cert-for-mtls-outbound:apps/shard"];
+            d.theirs.is_none()
+                && (names.iter().any(|name| d.path.ends_with(name))
+                    || d.path.ends_with("/apps/shard|8080|local")
+                    || d.path.ends_with("bound_virtual-host|shard.apps.svc.cluster.local"))
+        },
+    },
+    Listed {
         heading: "A workload that may call nobody has an outbound listener",
         scenarios: &["01", "04", "05", "06", "09"],
         covers: |d| {

@@ -162,14 +162,27 @@ fn pods_of_a_headless_service_are_services_of_their_own_if_they_have_names() {
     let world = shop(&[permissive(), db.clone(), named("db-0", "10.0.1.1"), named("db-1", "10.0.1.2")]);
     let client = world.sidecar("client-0");
     assert_eq!(client.endpoints("shop/db-1.db|5432"), ["10.0.1.2:5432"]);
-    assert!(!client.names(Kind::Cluster).contains(&"shop/db|5432"));
-    assert_eq!(world.sidecar("db-0").chains(IN), ["inbound_shop/db-0.db_5432_tcp"]);
+    let chains = client.chains(OUT);
+    assert!(chains.contains(&"outbound_shop/db-1.db_5432_tcp".to_owned()), "{chains:?}");
+    assert!(!chains.contains(&"outbound_shop/db_5432_tcp".to_owned()), "each address has one chain: {chains:?}");
 
     let world = shop(&[permissive(), db, pod("db-a", "db", &["10.0.1.1"]), pod("db-b", "db", &["10.0.1.2"])]);
     let client = world.sidecar("client-0");
     assert_eq!(client.endpoints("shop/db|5432"), ["10.0.1.1:5432", "10.0.1.2:5432"]);
     let ranges = client.chain(OUT, "outbound_shop/db_5432_tcp").filter_chain_match.unwrap().prefix_ranges;
     assert_eq!(ranges.iter().map(|r| r.address_prefix.as_str()).collect::<Vec<_>>(), ["10.0.1.1", "10.0.1.2"]);
+}
+
+#[test]
+fn a_headless_service_answers_to_its_own_name_too() {
+    let mut named = pod("api-0", "api", &["10.0.1.1"]);
+    named["spec"]["hostname"] = json!("api-0");
+    named["spec"]["subdomain"] = json!("api");
+    let world = shop(&[permissive(), service("api", "api", "None", json!([{"port": 80}])), named]);
+    let whole = shares(&world, "client-0", "rds-outbound.80", "|api.shop.svc.cluster.local");
+    assert_eq!(whole, [vec![("shop/api|80".to_owned(), 100)]]);
+    assert_eq!(world.sidecar("client-0").endpoints("shop/api|80"), ["10.0.1.1:80"]);
+    assert_eq!(world.sidecar("api-0").chains(IN), ["inbound_shop/api-0.api_80_http", "inbound_shop/api_80_http"]);
 }
 
 #[test]

@@ -62,10 +62,7 @@ impl RouteGroups {
         Self { groups: groups.collect() }
     }
 
-    /// The rules that `names` choose in `group`; all if no names are given.
-    ///
-    /// # Errors
-    /// What could not be found; the other names still count.
+    /// The rules that `names` choose in `group`, all if no names are given; and words for each that is not there.
     pub(super) fn chosen(&self, group: &Key, names: Option<&[String]>) -> (BTreeSet<HttpRule>, Vec<String>) {
         let Some(matches) = self.groups.get(group) else {
             return (BTreeSet::new(), vec![format!("there is no HTTPRouteGroup {group}")]);

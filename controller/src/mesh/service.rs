@@ -1,6 +1,7 @@
 //! Services: what clients address, on which ports, and who answers.
 //!
-//! A headless service whose pods have host names is not one service but one per pod (`<pod>.<service>`), as in OSM.
+//! A headless service whose pods have host names is also one service per pod (`<pod>.<service>`), which owns the pod's
+//! address; the service as a whole is then found by its HTTP host name alone.
 //! Identities come from the pods that the selector takes, ready or not: policy does not hang on readiness.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -9,42 +10,11 @@ use std::net::IpAddr;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::finding::About;
+use super::protocol::{Protocol, protocol};
 use super::{Finding, Workload};
 use crate::api::core::{EndpointSlice, Service as KubeService};
 use crate::api::{Key, Objects};
 use crate::identity::ServiceIdentity;
-
-/// How the bytes on a port are understood.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Protocol {
-    /// HTTP/1 and HTTP/2, told apart by the bytes.
-    Http,
-    /// As [`Protocol::Http`], named apart for people.
-    Grpc,
-    /// Opaque bytes; the client speaks first, or the proxy waits a little for it.
-    Tcp,
-    /// Opaque bytes; the server speaks first, so nothing is waited for.
-    TcpServerFirst,
-}
-
-impl Protocol {
-    /// The name in resources and logs.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Http => "http",
-            Self::Grpc => "grpc",
-            Self::Tcp => "tcp",
-            Self::TcpServerFirst => "tcp-server-first",
-        }
-    }
-
-    /// Whether requests are seen, not only bytes.
-    #[must_use]
-    pub fn is_http(self) -> bool {
-        matches!(self, Self::Http | Self::Grpc)
-    }
-}
 
 /// A port of a service.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -181,18 +151,14 @@ impl Found<'_> {
             about.warning("spec.clusterIP", "the service has no address yet, so nobody can call it");
         }
         let named: Vec<&Workload> = if headless { self.with_host_names(&pods) } else { Vec::new() };
-        if named.is_empty() {
-            let dialed = if headless { pods.iter().flat_map(|p| p.ips.iter().copied()).collect() } else { cluster_ips };
-            return vec![self.service(self.key.name.clone(), dialed, ports, &pods, about)];
-        }
-        named
-            .into_iter()
-            .map(|pod| {
-                let host = pod.host.as_ref().map_or(pod.pod.name.as_str(), |(host, _)| host);
-                let name = format!("{host}.{}", self.key.name);
-                self.service(name, pod.ips.clone(), ports.clone(), &[pod], about)
-            })
-            .collect()
+        let dialed = if headless { self.addresses_without_name(&pods) } else { cluster_ips };
+        let itself = self.service(self.key.name.clone(), dialed, ports.clone(), &pods, about);
+        let of_pods = named.into_iter().map(|pod| {
+            let host = pod.host.as_ref().map_or(pod.pod.name.as_str(), |(host, _)| host);
+            let name = format!("{host}.{}", self.key.name);
+            self.service(name, pod.ips.clone(), ports.clone(), &[pod], about)
+        });
+        of_pods.chain([itself]).collect()
     }
 
     fn service(
@@ -224,6 +190,13 @@ impl Found<'_> {
             in_mesh: self.in_mesh,
         };
         (service, pods.iter().map(|p| p.pod.clone()).collect())
+    }
+
+    /// Addresses that are dialed for the headless service as a whole: those of pods with a name belong to these.
+    fn addresses_without_name(&self, pods: &[&Workload]) -> Vec<IpAddr> {
+        let named = self.with_host_names(pods);
+        let unnamed = pods.iter().filter(|pod| !named.iter().any(|n| n.pod == pod.pod));
+        unnamed.flat_map(|pod| pod.ips.iter().copied()).collect()
     }
 
     /// Pods that the headless service calls by name.
@@ -311,35 +284,6 @@ fn named_port(pods: &[&Workload], name: &str, field: &str, about: &mut About<'_>
     numbers.first().copied()
 }
 
-/// The protocol of a port by `appProtocol`, else by the port name's first part, else HTTP; and a word if it is not known.
-fn protocol(app_protocol: Option<&str>, port_name: &str) -> (Protocol, Option<String>) {
-    if let Some(text) = app_protocol.filter(|p| !p.is_empty()) {
-        let lower = text.to_ascii_lowercase();
-        return match lower.as_str() {
-            "http" | "http2" | "h2c" | "kubernetes.io/h2c" | "kubernetes.io/ws" => (Protocol::Http, None),
-            "grpc" => (Protocol::Grpc, None),
-            "tcp" => (Protocol::Tcp, None),
-            "tcp-server-first" => (Protocol::TcpServerFirst, None),
-            other if SERVER_SPEAKS_FIRST.contains(&other) => {
-                (Protocol::TcpServerFirst, Some(format!("{text:?} is carried as tcp-server-first")))
-            }
-            _ => (Protocol::Tcp, Some(format!("{text:?} is carried as opaque tcp"))),
-        };
-    }
-    let name = port_name.to_ascii_lowercase();
-    let starts = |prefix: &str| name.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('-'));
-    let by_name = if starts("tcp-server-first") {
-        Protocol::TcpServerFirst
-    } else if starts("tcp") {
-        Protocol::Tcp
-    } else if starts("grpc") {
-        Protocol::Grpc
-    } else {
-        Protocol::Http
-    };
-    (by_name, None)
-}
-
 fn cluster_ips(spec: &k8s_openapi::api::core::v1::ServiceSpec) -> Vec<IpAddr> {
     let one = spec.cluster_ip.iter();
     one.chain(spec.cluster_ips.iter().flatten()).filter_map(|ip| ip.parse().ok()).collect()
@@ -385,41 +329,5 @@ impl<'a> PodIndex<'a> {
 
     fn at(&self, ip: &IpAddr) -> Option<&'a Workload> {
         self.by_ip.get(ip).copied()
-    }
-}
-
-/// Protocols in which the server greets first; waiting for the client's first byte would wait for ever.
-const SERVER_SPEAKS_FIRST: [&str; 10] =
-    ["mysql", "mariadb", "smtp", "ftp", "ssh", "imap", "pop3", "nats", "nntp", "telnet"];
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_protocol_comes_from_app_protocol_then_from_the_ports_name_then_is_http() {
-        let table = [
-            (Some("grpc"), "http-a", Protocol::Grpc),
-            (Some("TCP"), "", Protocol::Tcp),
-            (Some("tcp-server-first"), "", Protocol::TcpServerFirst),
-            (Some("redis"), "http-a", Protocol::Tcp),
-            (Some("https"), "", Protocol::Tcp),
-            (Some("mysql"), "", Protocol::TcpServerFirst),
-            (Some("kubernetes.io/h2c"), "", Protocol::Http),
-            (None, "tcp-raw", Protocol::Tcp),
-            (None, "tcp", Protocol::Tcp),
-            (None, "tcp-server-first-db", Protocol::TcpServerFirst),
-            (None, "grpc-api", Protocol::Grpc),
-            (None, "tcpdump", Protocol::Http),
-            (None, "", Protocol::Http),
-        ];
-        for (app, name, expected) in table {
-            assert_eq!(protocol(app, name).0, expected, "{app:?} {name:?}");
-        }
-    }
-
-    #[test]
-    fn an_unknown_app_protocol_is_said_aloud() {
-        assert_eq!(protocol(Some("redis"), "").1.as_deref(), Some("\"redis\" is carried as opaque tcp"));
     }
 }
