@@ -4,6 +4,7 @@
 //! fill records. A handle costs one atomic operation; a log that is not configured costs nothing.
 
 pub mod access_log;
+pub mod listener;
 pub mod mesh;
 pub mod metrics;
 mod render;
