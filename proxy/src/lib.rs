@@ -16,6 +16,7 @@ pub mod error;
 pub mod http;
 pub mod net;
 pub mod snapshot;
+pub mod tcp;
 pub mod telemetry;
 pub mod tls;
 pub mod upstream;

@@ -13,9 +13,12 @@ use crate::{
     config::{self, Name, listener::ChainIndex},
     drain::Drain,
     http::HttpRuntime,
+    net::{filter::Filters, waiting::Waiting},
+    tcp::TcpRuntime,
     telemetry::{
         Registry,
         access_log::{Loggers, Sinks},
+        listener::ListenerStats,
     },
     tls::{ResolvedSecrets, ServerTls},
     upstream::Cluster,
@@ -41,6 +44,8 @@ pub struct Listener {
     pub config: Arc<config::listener::Listener>,
     /// Finds the chain of a connection; its answers are positions in [`Self::chains`].
     pub index: ChainIndex,
+    /// Statistics of its connections.
+    pub stats: Arc<ListenerStats>,
     /// Logs connections that got no chain.
     pub loggers: Arc<Loggers>,
     /// In the order of [`config::listener::Listener::chains`].
@@ -58,6 +63,10 @@ pub struct Chain {
     pub config: Arc<config::listener::FilterChain>,
     /// Set exactly when the terminal is HTTP.
     pub http: Option<Arc<HttpRuntime>>,
+    /// Set exactly when the terminal is TCP.
+    pub tcp: Option<Arc<TcpRuntime>>,
+    /// The network filters before the terminal.
+    pub filters: Arc<Filters>,
     /// Made of the chain's secrets. None although [`config::listener::FilterChain::tls`] asks for TLS: its secrets have
     /// not come, so the connection is closed, never served in plaintext.
     pub tls: Option<Arc<ServerTls>>,
@@ -118,6 +127,8 @@ pub struct Shared {
     pub metrics: Registry,
     /// Access log files and streams.
     pub sinks: Sinks,
+    /// Connections that are still being made out.
+    pub waiting: Waiting,
     /// The end of the process.
     pub drain: Drain,
 }
@@ -127,7 +138,13 @@ impl Shared {
     #[must_use]
     pub fn new() -> Self {
         let metrics = Registry::default();
-        Self { store: Store::new(), sinks: Sinks::new(&metrics), metrics, drain: Drain::new() }
+        Self {
+            store: Store::new(),
+            sinks: Sinks::new(&metrics),
+            metrics,
+            waiting: Waiting::default(),
+            drain: Drain::new(),
+        }
     }
 }
 

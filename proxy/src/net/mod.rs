@@ -3,6 +3,8 @@
 pub mod connection;
 pub mod copy;
 pub mod detect;
+pub mod filter;
+pub mod listen;
 pub mod original_dst;
 pub mod stream;
 pub mod waiting;

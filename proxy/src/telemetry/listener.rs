@@ -64,8 +64,6 @@ stats! {
     no_filter_chain_match,
     /// Ours: connections whose task hit a fault of the proxy.
     downstream_cx_panicked,
-    /// Ours: connections that came in while the listener was being taken away.
-    downstream_cx_refused,
 }
 
 impl ListenerStats {
@@ -81,6 +79,9 @@ impl ListenerStats {
                 fail_verify_no_cert: counter("fail_verify_no_cert"),
                 fail_verify_san: counter("fail_verify_san"),
                 no_certificate: counter("no_certificate"),
+                secrets_not_ready: self
+                    .registry
+                    .counter(&self.scope, "server_ssl_socket_factory.downstream_context_secrets_not_ready"),
                 agreed: Mutex::default(),
                 registry: self.registry.clone(),
                 scope,
@@ -104,6 +105,8 @@ pub struct SslStats {
     pub fail_verify_san: Counter,
     /// Handshakes done without a client certificate.
     pub no_certificate: Counter,
+    /// Connections closed because the chain's secrets have not come.
+    pub secrets_not_ready: Counter,
     /// `versions.*` and `ciphers.*`, by name: a handful.
     agreed: Mutex<Vec<(&'static str, Counter)>>,
     registry: Registry,

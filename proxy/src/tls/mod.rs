@@ -61,6 +61,8 @@ pub enum HandshakeError {
         why: String,
         /// It is trusted, but none of its names is allowed.
         wrong_name: bool,
+        /// There was none.
+        no_certificate: bool,
     },
     /// The peer sent an alert: usually it refused ours.
     #[error("peer sent alert {0}")]
@@ -77,11 +79,13 @@ impl From<io::Error> for HandshakeError {
     fn from(e: io::Error) -> Self {
         let tls = e.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
         match tls {
-            Some(rustls::Error::InvalidCertificate(why)) => {
-                Self::PeerRefused { why: verify::words(why), wrong_name: verify::is_wrong_name(why) }
-            }
+            Some(rustls::Error::InvalidCertificate(why)) => Self::PeerRefused {
+                why: verify::words(why),
+                wrong_name: verify::is_wrong_name(why),
+                no_certificate: false,
+            },
             Some(rustls::Error::NoCertificatesPresented) => {
-                Self::PeerRefused { why: "it presented none".to_owned(), wrong_name: false }
+                Self::PeerRefused { why: "it presented none".to_owned(), wrong_name: false, no_certificate: true }
             }
             Some(rustls::Error::AlertReceived(alert)) => Self::Alert(format!("{alert:?}")),
             Some(other) => Self::Protocol(other.to_string()),

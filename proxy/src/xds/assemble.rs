@@ -29,8 +29,10 @@ use crate::{
     },
     drain::Drain,
     http::{HttpRuntime, Routes},
+    net::filter::Filters,
     snapshot::{Chain, Listener, Shared, Snapshot},
-    telemetry::{access_log::Loggers, mesh::MeshStats},
+    tcp::TcpRuntime,
+    telemetry::{access_log::Loggers, listener::ListenerStats, mesh::MeshStats},
     tls::{ClientTls, ResolvedSecrets, ServerTls},
     upstream::{Cluster, Upstreams},
 };
@@ -284,8 +286,16 @@ impl Assembler {
             Some(old) => Arc::clone(&old.loggers),
             None => Arc::new(Loggers::build(&config.access_log, &self.shared.sinks)?),
         };
+        let stats = match same {
+            Some(old) => Arc::clone(&old.stats),
+            None => {
+                let prefix =
+                    config.stat_prefix.as_ref().map_or_else(|| config.address.to_string(), ToString::to_string);
+                ListenerStats::new(&self.shared.metrics, &prefix)
+            }
+        };
         let index = ChainIndex::new(&config.chains);
-        Ok(Arc::new(Listener { config: Arc::clone(config), index, loggers, chains, default_chain, drain }))
+        Ok(Arc::new(Listener { config: Arc::clone(config), index, stats, loggers, chains, default_chain, drain }))
     }
 
     fn chain(
@@ -305,8 +315,15 @@ impl Assembler {
             if old.tls.as_ref().map(Arc::as_ptr) == tls.as_ref().map(Arc::as_ptr) {
                 return Ok(Arc::clone(old));
             }
-            let (config, http, drain) = (Arc::clone(&old.config), old.http.clone(), old.drain.clone());
-            return Ok(Arc::new(Chain { config, http, tls, secrets, drain }));
+            return Ok(Arc::new(Chain {
+                config: Arc::clone(&old.config),
+                http: old.http.clone(),
+                tcp: old.tcp.clone(),
+                filters: Arc::clone(&old.filters),
+                tls,
+                secrets,
+                drain: old.drain.clone(),
+            }));
         }
         let http = match &config.terminal {
             Terminal::Http(hcm) => {
@@ -318,7 +335,12 @@ impl Assembler {
             }
             Terminal::Tcp(_) | Terminal::Close => None,
         };
-        Ok(Arc::new(Chain { config: Arc::clone(config), http, tls, secrets, drain: drain.child() }))
+        let tcp = match &config.terminal {
+            Terminal::Tcp(tcp) => Some(TcpRuntime::new(Arc::clone(tcp), &self.shared.metrics, &self.shared.sinks)?),
+            Terminal::Http(_) | Terminal::Close => None,
+        };
+        let filters = Filters::new(config, &self.shared.metrics, alike.map(|old| &*old.filters));
+        Ok(Arc::new(Chain { config: Arc::clone(config), http, tcp, filters, tls, secrets, drain: drain.child() }))
     }
 
     /// TLS of a chain. Bad secrets leave what `old` has in force, if that was made for the same context.

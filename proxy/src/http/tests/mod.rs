@@ -146,6 +146,8 @@ impl World {
         let chain = Chain {
             config: Arc::new(config),
             http: Some(Arc::new(http)),
+            tcp: None,
+            filters: Arc::default(),
             tls: None,
             secrets: ResolvedSecrets::default(),
             drain: Drain::new(),
