@@ -14,7 +14,7 @@ use normal::Difference;
 use oxmesh_controller::identity::SidecarIdentity;
 use oxmesh_controller::mesh::Mesh;
 use oxmesh_controller::settings::Settings;
-use oxmesh_controller::xds::build::{Issued, build};
+use oxmesh_controller::xds::build::{Issued, Resources, build};
 use serde_json::{Value, json};
 
 /// A difference that we mean, under a heading of `docs/differences.md`.
@@ -163,17 +163,34 @@ fn every_sidecar_gets_what_osm_sends_but_for_the_listed_differences() {
 }
 
 fn compare(scenario: &str, base: &str) -> Vec<(String, Difference)> {
-    let mesh = Mesh::build(&objects::objects(scenario), &Settings::default()).mesh;
-    let issued = Issued { chain_pem: "chain", key_pem: "key", roots_pem: "roots" };
     let mut found = Vec::new();
-    for pod in dump::pods(base) {
-        let workload = mesh.workloads().find(|w| w.pod.name == pod || w.pod.name == format!("{pod}-0")).unwrap();
-        let proxy = SidecarIdentity { uuid: workload.uuid.clone().unwrap(), service: workload.identity.clone() };
-        let ours = dump::ours(&build(&mesh, &proxy, &issued).unwrap());
-        let differences = normal::differences(&dump::theirs(base, scenario, &pod), &ours);
+    for (pod, resources) in rendered(scenario, base) {
+        let differences = normal::differences(&dump::theirs(base, scenario, &pod), &dump::ours(&resources));
         found.extend(differences.into_iter().map(|d| (pod.clone(), d)));
     }
     found
+}
+
+fn rendered(scenario: &str, base: &str) -> Vec<(String, Resources)> {
+    let mesh = Mesh::build(&objects::objects(scenario), &Settings::default()).mesh;
+    let issued = Issued { chain_pem: "chain", key_pem: "key", roots_pem: "roots" };
+    let render = |pod: String| {
+        let workload = mesh.workloads().find(|w| w.pod.name == pod || w.pod.name == format!("{pod}-0")).unwrap();
+        let proxy = SidecarIdentity { uuid: workload.uuid.clone().unwrap(), service: workload.identity.clone() };
+        (pod, build(&mesh, &proxy, &issued).unwrap())
+    };
+    dump::pods(base).into_iter().map(render).collect()
+}
+
+#[test]
+fn no_deprecated_field_is_sent() {
+    assert!(dump::knows_deprecated("envoy.config.cluster.v3.Cluster", "max_requests_per_connection"));
+    for (scenario, base) in SCENARIOS {
+        for (pod, resources) in rendered(scenario, base) {
+            let deprecated = dump::deprecated(&resources);
+            assert!(deprecated.is_empty(), "{scenario} {pod}: {deprecated:?}");
+        }
+    }
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 
 use oxmesh_controller::xds::Kind;
 use oxmesh_controller::xds::build::Resources;
-use prost_reflect::{DescriptorPool, DynamicMessage, SerializeOptions};
+use prost_reflect::{DescriptorPool, DynamicMessage, FieldDescriptor, ReflectMessage, SerializeOptions};
 use serde_json::Value;
 
 use crate::normal::{KINDS, Tree, normal};
@@ -62,9 +62,7 @@ pub(crate) fn ours(resources: &Resources) -> Tree {
 }
 
 fn json(any: &envoy_types::pb::google::protobuf::Any) -> Value {
-    let name = any.type_url.rsplit('/').next().unwrap();
-    let descriptor = pool().get_message_by_name(name).unwrap_or_else(|| panic!("no descriptor of {name}"));
-    let message = DynamicMessage::decode(descriptor, any.value.as_slice()).unwrap();
+    let message = decode(&any.type_url, &any.value);
     let options = SerializeOptions::new().use_proto_field_name(true).stringify_64_bit_integers(false);
     message.serialize_with_options(serde_json::value::Serializer, &options).unwrap()
 }
@@ -76,4 +74,51 @@ fn pool() -> &'static DescriptorPool {
         let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../proxy/data/envoy.fds");
         DescriptorPool::decode(fs::read(file).unwrap().as_slice()).unwrap()
     })
+}
+
+/// Paths of the deprecated fields that are set in our resources.
+pub(crate) fn deprecated(resources: &Resources) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    for any in Kind::ALL.into_iter().flat_map(|kind| resources.of(kind).values()) {
+        search(&decode(&any.type_url, &any.value), &mut found);
+    }
+    found
+}
+
+fn search(message: &DynamicMessage, found: &mut BTreeSet<String>) {
+    if message.descriptor().full_name() == "google.protobuf.Any" {
+        let field = |name| message.get_field_by_name(name).unwrap().into_owned();
+        let (url, value) = (field("type_url"), field("value"));
+        return search(&decode(url.as_str().unwrap(), value.as_bytes().unwrap()), found);
+    }
+    for (field, value) in message.fields() {
+        if is_deprecated(&field) {
+            found.insert(field.full_name().to_owned());
+        }
+        search_value(value, found);
+    }
+}
+
+fn is_deprecated(field: &FieldDescriptor) -> bool {
+    field.options().get_field_by_name("deprecated").and_then(|d| d.as_bool()) == Some(true)
+}
+
+/// Whether the descriptors still say that `field` of `message` is deprecated.
+pub(crate) fn knows_deprecated(message: &str, field: &str) -> bool {
+    is_deprecated(&pool().get_message_by_name(message).unwrap().get_field_by_name(field).unwrap())
+}
+
+fn search_value(value: &prost_reflect::Value, found: &mut BTreeSet<String>) {
+    match value {
+        prost_reflect::Value::Message(message) => search(message, found),
+        prost_reflect::Value::List(list) => list.iter().for_each(|value| search_value(value, found)),
+        prost_reflect::Value::Map(map) => map.values().for_each(|value| search_value(value, found)),
+        _ => {}
+    }
+}
+
+fn decode(type_url: &str, bytes: &[u8]) -> DynamicMessage {
+    let name = type_url.rsplit('/').next().unwrap();
+    let descriptor = pool().get_message_by_name(name).unwrap_or_else(|| panic!("no descriptor of {name}"));
+    DynamicMessage::decode(descriptor, bytes).unwrap()
 }
