@@ -100,6 +100,7 @@ struct Cluster {
     requests: BTreeMap<String, f64>,
     connections: f64,
     connect_failures: f64,
+    active: f64,
     handshakes: f64,
     buckets: Vec<(f64, f64)>,
 }
@@ -120,6 +121,7 @@ pub(super) fn edges(from: &str, samples: &[Sample]) -> Vec<Edge> {
             }
             "envoy_cluster_upstream_cx_total" => entry.connections += sample.value,
             "envoy_cluster_upstream_cx_connect_fail" => entry.connect_failures += sample.value,
+            "envoy_cluster_upstream_cx_active" => entry.active += sample.value,
             "envoy_cluster_ssl_handshake" => entry.handshakes += sample.value,
             "envoy_cluster_upstream_rq_time_bucket" => {
                 let bound: f64 = sample.label("le").parse().unwrap_or(f64::INFINITY);
@@ -159,7 +161,9 @@ fn edge(from: &str, name: &str, cluster: &Cluster) -> Option<Edge> {
         recent: whole(count),
         share: None,
         p50_ms: median(&cluster.buckets),
-        mtls: cluster.handshakes > 0.0 && cluster.handshakes + cluster.connect_failures >= cluster.connections,
+        // A connection that is being made counts before its handshake does.
+        mtls: cluster.handshakes > 0.0
+            && cluster.handshakes + cluster.connect_failures + cluster.active >= cluster.connections,
     })
 }
 

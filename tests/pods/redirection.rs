@@ -1,36 +1,19 @@
-//! Pods as the demo and the other tests use them: namespaces, redirection, sidecar, clean end.
-//! Needs root, and real Envoy (`tests/tools/install.sh test`) as a sidecar that others wrote.
+//! Redirection by sockets: what goes through the sidecar, what past it, and what nowhere.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use http::StatusCode;
-use oxmesh::pod::{Binaries, DataPlane, Exempt, Folder, Pod, PodSpec, Topology, TopologyOptions};
-use oxmesh::pod::{privilege, until};
+use libtest_mimic::Trial;
+use oxmesh::pod::{DataPlane, Exempt, Folder, Pod, PodSpec, Topology, TopologyOptions, User, until};
+
+use crate::{tools, trial};
 
 const LIMIT: Duration = Duration::from_secs(20);
 
 /// Inbound and outbound go where they were going; each says so in the access log.
 const BOOTSTRAP: &str = include_str!("data/passthrough.yaml");
-
-fn tools() -> Binaries {
-    let tools = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/tools/bin");
-    Binaries::beside_self().with_folder(tools)
-}
-
-/// Why this machine can't run the test, in the form that the test report lists.
-fn skipped(data_plane: DataPlane) -> bool {
-    let reason = if !privilege::is_root() {
-        "needs root"
-    } else if tools().find(data_plane.program()).is_err() {
-        "needs real Envoy under target/tools"
-    } else {
-        return false;
-    };
-    eprintln!("SKIPPED: {reason}");
-    true
-}
 
 async fn topology(exempt: Exempt) -> Topology {
     let folder = Folder::temporary().expect("a folder");
@@ -118,16 +101,63 @@ async fn redirects(exempt: Exempt) {
     assert_eq!(logs(0).lines().count(), before);
 }
 
-#[tokio::test]
-async fn redirection_takes_both_directions_and_families_through_the_sidecar_told_by_user_id() {
-    if !skipped(DataPlane::Envoy) {
-        redirects(Exempt::Uid).await;
+async fn repeats() {
+    let topology = topology(Exempt::Uid).await;
+    let pod = topology.pod(spec("twice", Some(DataPlane::Envoy))).await.expect("a pod");
+    let init = tools().find("oxmesh-iptables-init").expect("the init program");
+    for save in ["iptables-save", "ip6tables-save"] {
+        let rules = async || {
+            let text = pod.namespace().exec(User::Root, &[save, "-t", "nat"]).await.expect("the rules");
+            text.lines().filter(|line| line.starts_with("-A")).map(str::to_owned).collect::<Vec<_>>()
+        };
+        let before = rules().await;
+        assert!(before.len() > 10, "{before:?}");
+        pod.namespace().exec(User::Root, &[&init]).await.expect("a second run");
+        assert_eq!(rules().await, before);
     }
 }
 
-#[tokio::test]
-async fn redirection_takes_both_directions_and_families_through_the_sidecar_told_by_mark() {
-    if !skipped(DataPlane::Envoy) {
-        redirects(Exempt::Mark).await;
+async fn excludes() {
+    let topology = topology(Exempt::Uid).await;
+    let mut open = spec("open", Some(DataPlane::Envoy));
+    open.redirect = vec!["--inbound-ports-exclude=14001".into()];
+    let open = topology.pod(open).await.expect("a pod");
+    let mut caller = spec("caller", Some(DataPlane::Envoy));
+    caller.redirect = vec![format!("--outbound-cidrs-exclude={}/32,{}/128", open.ips()[0], open.ips()[1])];
+    let caller = topology.pod(caller).await.expect("a pod");
+    let _apps: Vec<_> = ["14001", "14002"]
+        .map(|port| open.spawn_app(port, &["oxmesh", "app", "bookstore", "--port", port], &[]).expect("an app"))
+        .into();
+    // No sidecar runs: what is answered went past it, and nothing else is answered.
+    for ip in open.ips() {
+        let page = |port: u16| format!("http://{}/raw", std::net::SocketAddr::new(ip, port));
+        until("the excluded port", LIMIT, async || caller.exec(&curl(&page(14001))).await)
+            .await
+            .expect("excluded on both sides");
+        caller.exec(&curl(&page(14002))).await.expect_err("redirected to a sidecar that isn't there");
     }
+    open.exec(&curl(&format!("http://{}:14001/raw", caller.ip()))).await.expect_err("redirected outbound");
+}
+
+fn curl(page: &str) -> [&str; 5] {
+    ["curl", "-sSf", "--max-time", "5", page]
+}
+
+fn run(test: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(test);
+}
+
+pub(crate) fn trials() -> Vec<Trial> {
+    let needs = &["oxmesh", "oxmesh-iptables-init", "envoy"];
+    vec![
+        trial("redirection_takes_both_directions_and_families_through_the_sidecar_told_by_user_id", needs, || {
+            run(redirects(Exempt::Uid));
+        }),
+        trial("redirection_takes_both_directions_and_families_through_the_sidecar_told_by_mark", needs, || {
+            run(redirects(Exempt::Mark));
+        }),
+        trial("a_second_run_of_the_init_program_changes_nothing", needs, || run(repeats())),
+        trial("excluded_ports_and_ranges_go_past_the_sidecar_and_nothing_else_does", needs, || run(excludes())),
+    ]
 }
