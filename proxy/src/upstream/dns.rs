@@ -1,6 +1,7 @@
 //! Names to endpoints: STRICT_DNS takes all addresses, LOGICAL_DNS the first. Runs on the control thread.
 //!
-//! A failed look-up keeps the last good addresses; a name that resolves to nothing empties its part, as in Envoy.
+//! A failed look-up keeps the last good addresses. A name that exists no more, or has no addresses, empties its part of a
+//! STRICT_DNS cluster and changes nothing in a LOGICAL_DNS one, as in Envoy.
 
 use std::{
     future::Future,
@@ -18,6 +19,11 @@ use hickory_resolver::{
 
 use super::cluster::Cluster;
 use crate::config::cluster::{Discovery, DnsEndpoint, DnsFamily, DnsPolicy, EndpointSpec, Health};
+
+/// Shortest time between two look-ups of a name, whatever is configured.
+const MIN_WAIT: Duration = Duration::from_millis(100);
+/// A record of a shorter life is looked up again after this.
+const MIN_TTL: Duration = Duration::from_secs(1);
 
 /// A look-up's result.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -108,6 +114,7 @@ pub(super) fn start(cluster: &Arc<Cluster>) {
 /// One loop for all names of a cluster: they are published together.
 async fn follow(cluster: Weak<Cluster>, names: Vec<DnsEndpoint>, policy: DnsPolicy, first_only: bool) {
     let mut last: Vec<Vec<IpAddr>> = vec![Vec::new(); names.len()];
+    let mut failing = vec![false; names.len()];
     loop {
         let Some(now) = cluster.upgrade() else { return };
         let resolver = now.upstreams.resolver.clone();
@@ -117,30 +124,36 @@ async fn follow(cluster: Weak<Cluster>, names: Vec<DnsEndpoint>, policy: DnsPoli
         stats.update_attempt.increment(names.len() as u64);
         // At once, so that a name whose server is silent does not hold up the others.
         let found = join_all(names.iter().map(|name| look_up(&*resolver, name, policy.family))).await;
-        for ((name, known), found) in names.iter().zip(&mut last).zip(found) {
+        for (at, found) in found.into_iter().enumerate() {
+            let host = &names[at].host;
             match found {
                 Ok(found) => {
+                    failing[at] = false;
                     stats.update_success.increment(1);
+                    if policy.respect_ttl && !found.ttl.is_zero() {
+                        wait = wait.min(found.ttl.max(MIN_TTL));
+                    }
                     if found.addresses.is_empty() {
                         stats.update_empty.increment(1);
                     }
-                    if policy.respect_ttl && !found.ttl.is_zero() {
-                        wait = wait.min(found.ttl);
+                    if !(first_only && found.addresses.is_empty()) {
+                        last[at] = found.addresses;
                     }
-                    *known = found.addresses;
                 }
                 Err(error) => {
                     stats.update_failure.increment(1);
                     wait = wait.min(policy.failure_refresh);
-                    tracing::warn!(host = name.host, %error, "name not resolved, last addresses stay in force");
+                    // Once per failure, not once per try.
+                    if !std::mem::replace(&mut failing[at], true) {
+                        tracing::warn!(host, %error, "name not resolved, last addresses stay in force");
+                    }
                 }
             }
         }
         let Some(now) = cluster.upgrade() else { return };
         now.set_endpoints(&endpoints(&names, &last, first_only), 140, 0);
         drop(now);
-        // A TTL or a rate of nothing must not spin.
-        tokio::time::sleep(wait.max(Duration::from_millis(100))).await;
+        tokio::time::sleep(wait.max(MIN_WAIT)).await;
     }
 }
 

@@ -7,6 +7,7 @@
 //! [`ClusterSpec`]: crate::config::cluster::ClusterSpec
 
 mod balance;
+mod checkout;
 mod cluster;
 mod connect;
 mod dns;
@@ -14,11 +15,14 @@ mod endpoint;
 mod error;
 mod h2;
 mod io;
+mod lease;
 mod limits;
 mod original_dst;
 mod pool;
 mod send;
+mod shape;
 mod stats;
+mod upgrade;
 
 pub use cluster::{Cluster, PickContext, Upstreams, Version};
 pub use connect::UpstreamConn;
@@ -26,8 +30,9 @@ pub use dns::{Resolve, Resolved, SystemResolver};
 pub use endpoint::{Endpoint, Host, Hosts};
 pub use error::{ErrorKind, NoEndpoint, Overflow, UpstreamError};
 pub use limits::{RequestPermit, RetryPermit};
-pub use send::{Answer, SendOptions, Upgrade, UpgradedIo};
+pub use send::{Answer, SendOptions};
 pub use stats::ClusterStats;
+pub use upgrade::{Upgrade, UpgradedIo};
 
 #[cfg(test)]
 mod tests;

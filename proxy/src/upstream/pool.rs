@@ -27,7 +27,7 @@ use super::{
     connect::Facts,
     h2::Multiplexed,
     io::{Flags, Gate},
-    send::Lease,
+    lease::Lease,
     stats::ClusterStats,
 };
 use crate::body::Body;

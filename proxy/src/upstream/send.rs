@@ -4,39 +4,23 @@
 //! A request that was given to a pooled connection and provably not written goes to another connection, without the
 //! caller's knowledge. Whatever may have been written is the caller's decision.
 
-use std::{
-    io,
-    net::SocketAddr,
-    pin::{Pin, pin},
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering::Relaxed},
-    },
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use http::{HeaderValue, Request, Response, StatusCode, Uri, header, uri::Scheme};
-use hyper::{
-    body::Incoming,
-    upgrade::{OnUpgrade, Upgraded},
-};
-use hyper_util::rt::TokioIo;
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    time::Instant,
-};
+use http::{Request, Response, StatusCode};
+use hyper::body::Incoming;
 
 use super::{
-    cluster::{Cluster, TlsGeneration, Version},
-    connect::{self, Facts, MAX_FIELDS},
-    endpoint::{Endpoint, Load},
-    error::{ErrorKind, UpstreamError},
-    h2::{H2, Stream},
+    cluster::{Cluster, Version},
+    connect::{Facts, MAX_FIELDS},
+    endpoint::Endpoint,
+    error::UpstreamError,
+    h2::Stream,
     io::Flags,
-    limits::{ConnectionPermit, PendingPermit, RequestPermit},
+    lease::Lease,
+    limits::RequestPermit,
     pool::{H1, Slot},
-    stats::millis,
+    shape::{fault_http1, shape_http1, shape_http2},
+    upgrade::Upgrade,
 };
 use crate::{
     body::{Body, End, Guard},
@@ -79,79 +63,6 @@ impl Answer {
     #[must_use]
     pub fn peer(&self) -> Option<&Arc<PeerIdentity>> {
         self.facts.handshake.as_ref().and_then(|h| h.peer.as_ref())
-    }
-}
-
-/// What one request holds of its cluster. Everything is given back when it is dropped.
-#[derive(Debug)]
-pub(super) struct Lease {
-    cluster: Arc<Cluster>,
-    load: Load,
-    started: Instant,
-    /// A connection was found for it.
-    attached: bool,
-    settled: bool,
-    _permit: RequestPermit,
-}
-
-impl Lease {
-    fn new(cluster: &Arc<Cluster>, endpoint: &Arc<Endpoint>, permit: RequestPermit) -> Self {
-        let (cluster, load) = (cluster.clone(), endpoint.enter());
-        Self { cluster, load, started: Instant::now(), attached: false, settled: false, _permit: permit }
-    }
-
-    /// Counts the request, once: from here on it is on a connection.
-    fn attach(&mut self) {
-        if !std::mem::replace(&mut self.attached, true) {
-            self.cluster.stats.upstream_rq_total.increment(1);
-            self.cluster.stats.upstream_rq_active.increment(1.0);
-        }
-    }
-
-    /// Counts how the stream ended.
-    fn settle(&mut self, end: End<'_>) {
-        self.settled = true;
-        let stats = &self.cluster.stats;
-        match end {
-            End::Complete => stats.upstream_rq_time.record(millis(self.started.elapsed())),
-            End::Failed(_) => stats.upstream_rq_rx_reset.increment(1),
-            End::Dropped => stats.upstream_rq_tx_reset.increment(1),
-        }
-    }
-
-    /// Counts an attempt without answer.
-    fn fail(&mut self, kind: &ErrorKind) {
-        self.settled = true;
-        let stats = &self.cluster.stats;
-        match kind {
-            ErrorKind::Connect(_) | ErrorKind::ConnectTimeout(_) | ErrorKind::Tls(_) => {
-                stats.upstream_rq_pending_failure_eject.increment(1);
-            }
-            ErrorKind::Closed(_) | ErrorKind::Reset(_) | ErrorKind::Refused => stats.upstream_rq_rx_reset.increment(1),
-            ErrorKind::Protocol(_) => {
-                stats.upstream_cx_protocol_error.increment(1);
-                stats.upstream_rq_rx_reset.increment(1);
-            }
-            ErrorKind::RequestBody(_) => stats.upstream_rq_tx_reset.increment(1),
-            ErrorKind::Overflow(_) => {}
-        }
-        if !matches!(kind, ErrorKind::Overflow(_) | ErrorKind::RequestBody(_)) {
-            self.load.endpoint().failed();
-        }
-    }
-}
-
-impl Drop for Lease {
-    fn drop(&mut self) {
-        let stats = &self.cluster.stats;
-        if !self.settled {
-            // The caller lost interest before the answer.
-            let lost = if self.attached { &stats.upstream_rq_tx_reset } else { &stats.upstream_rq_cancelled };
-            lost.increment(1);
-        }
-        if self.attached {
-            stats.upstream_rq_active.decrement(1.0);
-        }
     }
 }
 
@@ -199,7 +110,7 @@ impl Cluster {
         upgrade: bool,
     ) -> Result<Answer, UpstreamError> {
         loop {
-            let (mut conn, connected_in) = match self.checkout_http1(slot, lease.load.endpoint()).await {
+            let (mut conn, connected_in) = match self.checkout_http1(slot, lease.endpoint()).await {
                 Ok(found) => found,
                 Err(e) => {
                     lease.fail(&e.kind);
@@ -231,41 +142,6 @@ impl Cluster {
         }
     }
 
-    async fn checkout_http1(
-        &self,
-        slot: &Slot,
-        endpoint: &Endpoint,
-    ) -> Result<(Box<H1>, Option<Duration>), UpstreamError> {
-        let number = self.tls_number();
-        match slot.take(number) {
-            Some(conn) => Ok((conn, None)),
-            // In a box of its own, so that requests that find a connection don't carry its size.
-            None => Box::pin(self.open_http1(slot, endpoint, number)).await,
-        }
-    }
-
-    async fn open_http1(
-        &self,
-        slot: &Slot,
-        endpoint: &Endpoint,
-        number: u64,
-    ) -> Result<(Box<H1>, Option<Duration>), UpstreamError> {
-        let since = Instant::now();
-        let pending = Pending::enter(self)?;
-        match self.wait_for_connection(slot, || slot.take(number)).await? {
-            Found::Idle(conn) => Ok((conn, None)),
-            Found::Permit(permit) => {
-                let tls = self.tls_or_refuse()?;
-                let key = slot.key(tls.as_ref().map_or(0, |t| t.number));
-                let gate = Some(slot.gate().clone());
-                let dialled = connect::dial(self, endpoint.address(), tls.as_deref(), permit, gate).await?;
-                drop(pending);
-                let (sender, flags) = connect::http1(self, dialled.socket).await?;
-                Ok((H1::new(sender, flags, dialled.facts, key), Some(since.elapsed())))
-            }
-        }
-    }
-
     async fn send_http2(
         &self,
         slot: &Slot,
@@ -273,7 +149,7 @@ impl Cluster {
         mut lease: Lease,
     ) -> Result<Answer, UpstreamError> {
         loop {
-            let (stream, connected_in) = match self.checkout_http2(slot, lease.load.endpoint()).await {
+            let (stream, connected_in) = match self.checkout_http2(slot, lease.endpoint()).await {
                 Ok(found) => found,
                 Err(e) => {
                     lease.fail(&e.kind);
@@ -294,7 +170,8 @@ impl Cluster {
                     if error.kind.is_refused() {
                         error.sent = false;
                     }
-                    if !error.sent {
+                    if unsent.is_some() {
+                        // It was told to go away, or is gone.
                         stream.conn.drain();
                     }
                     match unsent.filter(|_| reused) {
@@ -307,131 +184,6 @@ impl Cluster {
                 }
             }
         }
-    }
-
-    async fn checkout_http2(
-        &self,
-        slot: &Slot,
-        endpoint: &Endpoint,
-    ) -> Result<(Stream, Option<Duration>), UpstreamError> {
-        let number = self.tls_number();
-        match slot.multiplexed().take(number, slot.gate()) {
-            Some(stream) => Ok((stream, None)),
-            None => Box::pin(self.open_http2(slot, endpoint, number)).await,
-        }
-    }
-
-    async fn open_http2(
-        &self,
-        slot: &Slot,
-        endpoint: &Endpoint,
-        number: u64,
-    ) -> Result<(Stream, Option<Duration>), UpstreamError> {
-        let (multiplexed, gate) = (slot.multiplexed(), slot.gate());
-        let since = Instant::now();
-        let pending = Pending::enter(self)?;
-        let mut dialling = multiplexed.dialling.lock().await;
-        if let Some((_, kind)) = dialling.as_ref().filter(|(when, _)| *when >= since) {
-            return Err(UpstreamError::unsent(kind.clone()));
-        }
-        match self.wait_for_connection(slot, || multiplexed.take(number, gate)).await? {
-            Found::Idle(stream) => Ok((stream, None)),
-            Found::Permit(permit) => {
-                let stream = self.dial_http2(slot, endpoint, permit).await.inspect_err(|e| {
-                    *dialling = Some((Instant::now(), e.kind.clone()));
-                })?;
-                drop(pending);
-                Ok((stream, Some(since.elapsed())))
-            }
-        }
-    }
-
-    async fn dial_http2(
-        &self,
-        slot: &Slot,
-        endpoint: &Endpoint,
-        permit: ConnectionPermit,
-    ) -> Result<Stream, UpstreamError> {
-        let tls = self.tls_or_refuse()?;
-        let gate = slot.gate();
-        let dialled = connect::dial(self, endpoint.address(), tls.as_deref(), permit, Some(gate.clone())).await?;
-        let max_streams = Arc::new(AtomicUsize::new(1));
-        let told = max_streams.clone();
-        let (sender, flags) = connect::http2(self, dialled.socket, move |max| told.store(max, Relaxed)).await?;
-        let number = tls.as_ref().map_or(0, |t| t.number);
-        let limit = self.spec().max_requests_per_connection;
-        let conn = H2::new(sender, flags, dialled.facts, number, max_streams, limit);
-        let stream = conn.enter(gate).ok_or_else(|| UpstreamError::unsent(ErrorKind::Refused))?;
-        // Secrets may have changed meanwhile: this request was admitted before, the next ones go elsewhere.
-        if number == self.tls_number() {
-            slot.multiplexed().add(conn);
-            slot.sweep(self.spec().idle_timeout, &self.stats);
-        }
-        Ok(stream)
-    }
-
-    fn tls_or_refuse(&self) -> Result<Option<Arc<TlsGeneration>>, UpstreamError> {
-        self.tls().map_err(|why| UpstreamError::unsent(ErrorKind::Tls(why.to_owned())))
-    }
-
-    /// Waits until `take` finds something or another connection may be opened.
-    async fn wait_for_connection<T>(
-        &self,
-        slot: &Slot,
-        mut take: impl FnMut() -> Option<T>,
-    ) -> Result<Found<T>, UpstreamError> {
-        let mut waited = false;
-        loop {
-            // Listening begins before the look, so that nothing freed in between is missed.
-            let mut near = pin!(slot.gate().freed.notified());
-            let mut far = pin!(self.freed.notified());
-            near.as_mut().enable();
-            far.as_mut().enable();
-            if let Some(found) = take() {
-                return Ok(Found::Idle(found));
-            }
-            let none_open = slot.gate().open.load(Relaxed) == 0;
-            if let Ok(permit) = self.breakers.connection(none_open) {
-                return Ok(Found::Permit(permit));
-            }
-            if !std::mem::replace(&mut waited, true) {
-                self.stats.upstream_cx_overflow.increment(1);
-            }
-            tokio::select! {
-                () = near => {}
-                () = far => {}
-            }
-        }
-    }
-}
-
-enum Found<T> {
-    Idle(T),
-    Permit(ConnectionPermit),
-}
-
-/// A request that waits for a connection.
-struct Pending<'a> {
-    cluster: &'a Cluster,
-    _permit: PendingPermit,
-}
-
-impl<'a> Pending<'a> {
-    fn enter(cluster: &'a Cluster) -> Result<Self, UpstreamError> {
-        let stats = &cluster.stats;
-        let permit = cluster.breakers.pending().map_err(|o| {
-            stats.upstream_rq_pending_overflow.increment(1);
-            UpstreamError::unsent(ErrorKind::Overflow(o))
-        })?;
-        stats.upstream_rq_pending_total.increment(1);
-        stats.upstream_rq_pending_active.increment(1.0);
-        Ok(Self { cluster, _permit: permit })
-    }
-}
-
-impl Drop for Pending<'_> {
-    fn drop(&mut self) {
-        self.cluster.stats.upstream_rq_pending_active.decrement(1.0);
     }
 }
 
@@ -508,7 +260,7 @@ impl Guard for H1 {
         if cluster.spec().max_requests_per_connection.is_some_and(|max| self.uses >= max) {
             return cluster.stats.upstream_cx_max_requests.increment(1);
         }
-        let slot = cluster.slot(lease.load.endpoint(), self.key.worker());
+        let slot = cluster.slot(lease.endpoint(), self.key.worker());
         slot.put(self, cluster.spec().idle_timeout, &cluster.stats);
     }
 }
@@ -521,31 +273,9 @@ impl Drop for H1 {
     }
 }
 
-/// What is wrong with the head of an answer, if anything.
-fn fault_http1(response: &Response<Incoming>, upgrade: bool, flags: &Flags) -> Option<&'static str> {
-    if flags.too_many_interim() {
-        return Some("too many interim answers");
-    }
-    if response.status() == StatusCode::SWITCHING_PROTOCOLS && !upgrade {
-        return Some("status 101 that nobody asked for");
-    }
-    let headers = response.headers();
-    let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
-    let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
-    match (codings.next(), lengths.next()) {
-        (Some(_), Some(_)) => Some("both Content-Length and Transfer-Encoding"),
-        (Some(coding), None) if !coding.as_bytes().eq_ignore_ascii_case(b"chunked") => {
-            Some("a transfer coding other than chunked")
-        }
-        (Some(_), None) if codings.next().is_some() => Some("several Transfer-Encoding fields"),
-        (None, Some(_)) if lengths.next().is_some() => Some("several Content-Length fields"),
-        _ => None,
-    }
-}
-
 /// A request's place on an HTTP/2 connection, as its answer's guard.
 struct Held {
-    stream: Stream,
+    _stream: Stream,
     lease: Lease,
 }
 
@@ -570,102 +300,8 @@ fn answer_http2(
     let facts = stream.conn.facts.clone();
     let response = response.map(|incoming| {
         let mut body = Body::incoming(incoming);
-        body.guard(Box::new(Held { stream, lease }));
+        body.guard(Box::new(Held { _stream: stream, lease }));
         body
     });
     Ok(Answer { response, reused, connected_in, upgrade: None, facts })
-}
-
-fn shape_http1(request: &mut Request<Body>) -> Result<(), UpstreamError> {
-    *request.version_mut() = http::Version::HTTP_11;
-    let Some(authority) = request.uri().authority() else { return Ok(()) };
-    if !request.headers().contains_key(header::HOST) {
-        let host = HeaderValue::from_str(authority.as_str()).map_err(|_| no_host())?;
-        request.headers_mut().insert(header::HOST, host);
-    }
-    let path = request.uri().path_and_query().cloned();
-    *request.uri_mut() = path.map_or_else(|| Uri::from_static("/"), Uri::from);
-    Ok(())
-}
-
-fn shape_http2(request: &mut Request<Body>, tls: bool) -> Result<(), UpstreamError> {
-    *request.version_mut() = http::Version::HTTP_2;
-    let host = request.headers_mut().remove(header::HOST);
-    if request.uri().authority().is_some() && request.uri().scheme().is_some() {
-        return Ok(());
-    }
-    let mut parts = std::mem::take(request.uri_mut()).into_parts();
-    if parts.authority.is_none() {
-        let host = host.ok_or_else(no_host)?;
-        parts.authority = Some(host.as_bytes().try_into().map_err(|_| no_host())?);
-    }
-    parts.scheme.get_or_insert(if tls { Scheme::HTTPS } else { Scheme::HTTP });
-    parts.path_and_query.get_or_insert_with(|| http::uri::PathAndQuery::from_static("/"));
-    *request.uri_mut() = Uri::from_parts(parts).map_err(|_| no_host())?;
-    Ok(())
-}
-
-fn no_host() -> UpstreamError {
-    UpstreamError::unsent(ErrorKind::RequestBody("the request names no valid host".to_owned()))
-}
-
-/// The raw connection behind a 101. Dropping it closes the connection.
-pub struct Upgrade {
-    on: OnUpgrade,
-    conn: Box<H1>,
-}
-
-impl Upgrade {
-    /// The stream that follows the head.
-    ///
-    /// # Errors
-    /// When the connection broke meanwhile.
-    pub async fn into_io(self) -> Result<UpgradedIo, UpstreamError> {
-        let io = self.on.await.map_err(|e| UpstreamError::of(&e, true, false))?;
-        Ok(UpgradedIo { io: TokioIo::new(io), conn: self.conn })
-    }
-}
-
-impl std::fmt::Debug for Upgrade {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Upgrade").finish_non_exhaustive()
-    }
-}
-
-/// An upgraded stream. Counts as a request and a connection until it is dropped.
-pub struct UpgradedIo {
-    io: TokioIo<Upgraded>,
-    conn: Box<H1>,
-}
-
-impl Drop for UpgradedIo {
-    fn drop(&mut self) {
-        if let Some(lease) = &mut self.conn.lease {
-            lease.settle(End::Complete);
-        }
-    }
-}
-
-impl std::fmt::Debug for UpgradedIo {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("UpgradedIo").finish_non_exhaustive()
-    }
-}
-
-impl AsyncRead for UpgradedIo {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for UpgradedIo {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, buf)
-    }
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
-    }
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
-    }
 }

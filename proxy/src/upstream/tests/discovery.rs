@@ -80,12 +80,14 @@ async fn strict_dns_takes_all_addresses_and_keeps_the_last_good_ones() {
 
 #[tokio::test(start_paused = true)]
 async fn logical_dns_takes_the_first_address_and_follows_the_ttl() {
-    let script = vec![found(&["10.0.0.1", "10.0.0.2"], 3), found(&["10.0.0.2", "10.0.0.1"], 60)];
+    let script = vec![found(&["10.0.0.1", "10.0.0.2"], 3), found(&["10.0.0.2", "10.0.0.1"], 4), found(&[], 60)];
     let cluster = cluster(Discovery::LogicalDns(name("a.test"), policy(true)), script);
     pass(1).await;
     assert_eq!(addresses(&cluster), ["10.0.0.1:80"]);
     pass(3).await;
     assert_eq!(addresses(&cluster), ["10.0.0.2:80"]);
+    pass(10).await;
+    assert_eq!(addresses(&cluster), ["10.0.0.2:80"], "an empty answer changes nothing");
 }
 
 #[tokio::test(start_paused = true)]

@@ -32,6 +32,29 @@ async fn whoami(server: ServerTls) -> SocketAddr {
     .await
 }
 
+/// The same over HTTP/2.
+async fn whoami_http2(server: ServerTls) -> SocketAddr {
+    raw(move |_, stream| {
+        let server = server.clone();
+        async move {
+            let Ok((stream, handshake)) = server.accept(stream).await else { return };
+            let name = handshake.peer.map_or_else(String::new, |p| p.dns_sans.join(","));
+            let service = hyper::service::service_fn(move |_| {
+                let reply: Reply = Response::new(Body::full(name.clone()));
+                async {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                    Ok::<_, std::convert::Infallible>(reply)
+                }
+            });
+            let executor = hyper_util::rt::TokioExecutor::new();
+            let _ = hyper::server::conn::http2::Builder::new(executor)
+                .serve_connection(hyper_util::rt::TokioIo::new(stream), service)
+                .await;
+        }
+    })
+    .await
+}
+
 fn server(ca: &Ca) -> ServerTls {
     let (common, secrets) = common(Some(ca.named("server")), Some(ca.validation(vec![])));
     ServerTls::build(&downstream(common, true), &secrets).unwrap()
@@ -68,7 +91,7 @@ async fn nothing_is_sent_in_plaintext_while_secrets_are_missing() {
 async fn new_secrets_mean_new_connections_and_old_requests_finish() {
     let ca = Ca::new("mesh");
     let address = whoami(server(&ca)).await;
-    for http in [UpstreamHttp::Http1] {
+    for (http, address) in [(UpstreamHttp::Http1, address), (UpstreamHttp::Http2, whoami_http2(server(&ca)).await)] {
         let old = identity(&ca, "old");
         let bench = Bench::new(address, |s| {
             s.tls = Some(old.0.clone());
