@@ -8,12 +8,14 @@
 //! A module imports only what stands above it in this list: `config`, `body`, `telemetry`, `error`, `tls`, `upstream`,
 //! `drain`, `snapshot`, `net`, `tcp`, `http`, `xds`, `bootstrap`, `admin`, `app`.
 
+pub mod args;
 pub mod body;
 pub mod bootstrap;
 pub mod config;
 pub mod drain;
 pub mod error;
 pub mod http;
+pub mod logging;
 pub mod net;
 pub mod snapshot;
 pub mod tcp;

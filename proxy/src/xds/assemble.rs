@@ -118,6 +118,12 @@ impl Assembler {
         &self.waiting_listeners
     }
 
+    /// All clusters of the bootstrap are in force.
+    #[must_use]
+    pub fn static_clusters_ready(&self) -> bool {
+        self.statics.clusters.iter().all(|spec| self.active.contains_key(&spec.name))
+    }
+
     /// Makes the next snapshot. Must be called on the control runtime: clusters start their tasks there.
     pub fn assemble(&mut self, client: &Client, now: Instant) -> Assembled {
         let last = self.shared.store.current();

@@ -5,6 +5,7 @@
 //! plane, acknowledged and refused.
 
 pub mod assemble;
+pub mod control;
 pub mod convert;
 pub mod json;
 pub mod kind;
