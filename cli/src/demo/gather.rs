@@ -51,6 +51,7 @@ impl Gatherer {
     pub(super) async fn rebase(&mut self, session: &Session, apps: Apps) {
         self.base = apps;
         self.base_edges = all_edges(session).await;
+        self.looks = VecDeque::from([(Instant::now(), BTreeMap::new())]);
     }
 
     /// The picture as of now.

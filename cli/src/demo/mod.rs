@@ -98,6 +98,7 @@ const MEASURE: Duration = Duration::from_secs(5);
 const PAUSE: &str = "CI_SLEEP_BETWEEN_REQUESTS_SECONDS";
 const POLL: Duration = Duration::from_millis(100);
 const SHOW: Duration = Duration::from_secs(1);
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Runs the demo.
 ///
@@ -178,7 +179,9 @@ impl Demo {
             if let Some(status) = self.finished().await? {
                 return Ok(status);
             }
-            if !self.args.once && shown.elapsed() >= SHOW {
+            // A pod that hangs shows in the table even when the mesh never stands.
+            let worth = self.stood.is_some() || self.start.elapsed() >= PATIENCE;
+            if worth && !self.args.once && shown.elapsed() >= SHOW {
                 shown = Instant::now();
                 self.show().await?;
             }
@@ -233,6 +236,9 @@ impl Demo {
             let pods = self.session.pods().len();
             note(self.start, &format!("mesh ready, {pods} pods"));
             note(self.start, &format!("edit the manifests while it runs: {}", self.session.manifests().display()));
+            let mesh = self.session.topology().folder().path().display();
+            note(self.start, &format!("look inside: oxmesh exec --mesh {mesh} NAMESPACE/POD -- COMMAND"));
+            note(self.start, &format!("join it: oxmesh run --mesh {mesh} --name NAME -- PROGRAM"));
         }
         Ok(())
     }

@@ -28,7 +28,7 @@ pub(super) fn render(picture: &Picture) -> String {
             parts.push("√ the bookstore does what its policies say".to_owned());
         }
     }
-    parts.push(format!("manifests: {}", picture.manifests));
+    parts.push(format!("manifests: {} (edits take effect at once)", picture.manifests));
     parts.join("\n\n")
 }
 
