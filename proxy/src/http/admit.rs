@@ -162,6 +162,10 @@ fn remove_hop_by_hop(headers: &mut HeaderMap) {
     for name in [&KEEP_ALIVE, &PROXY_CONNECTION, &HTTP2_SETTINGS] {
         headers.remove(name);
     }
+    // The server sends 100 when the body is asked for; towards the upstream nobody would wait for it.
+    if headers.get(header::EXPECT).is_some_and(|e| e.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
+        headers.remove(header::EXPECT);
+    }
     if let Some(te) = headers.get(header::TE) {
         let trailers = te.to_str().is_ok_and(|t| t.split(',').any(|t| t.trim().eq_ignore_ascii_case("trailers")));
         headers.remove(header::TE);
@@ -306,6 +310,7 @@ mod tests {
                 ("upgrade", b"h2c"),
                 ("http2-settings", b"x"),
                 ("te", b"trailers, deflate"),
+                ("expect", b"100-Continue"),
                 ("x-other", b"1"),
             ],
         );

@@ -63,8 +63,7 @@ async fn attempt(exchange: Exchange) -> Outcome {
         remove_hop_by_hop(response.headers_mut());
     }
     let took = u64::try_from(sent_at.elapsed().as_millis()).unwrap_or(u64::MAX);
-    response.headers_mut().insert(SERVICE_TIME, HeaderValue::from(took));
-    cx.note(crate::config::flags::Flags::NONE, "via_upstream");
+    response.headers_mut().insert(SERVICE_TIME, number(took));
     Ok(response)
 }
 
@@ -170,6 +169,13 @@ fn remove_hop_by_hop(headers: &mut HeaderMap) {
     for name in [&header::TRANSFER_ENCODING, &header::UPGRADE, &KEEP_ALIVE, &PROXY_CONNECTION] {
         headers.remove(name);
     }
+}
+
+/// A header value; small numbers, the common case, cost no allocation.
+fn number(n: u64) -> HeaderValue {
+    const SMALL: [&str; 16] = ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9", "10", "11", "12", "13", "14", "15"];
+    let small = usize::try_from(n).ok().and_then(|n| SMALL.get(n));
+    small.map_or_else(|| HeaderValue::from(n), |text| HeaderValue::from_static(text))
 }
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");

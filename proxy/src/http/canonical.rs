@@ -7,7 +7,7 @@ use super::{
     path::{Canonical, canonical},
     step::{Step, Stop},
 };
-use crate::{body::Body, error::Reason};
+use crate::{body::Body, config::flags::Flags, error::Reason};
 
 /// See the module.
 #[derive(Clone, Copy, Debug)]
@@ -26,7 +26,10 @@ fn canonicalize(exchange: &mut Exchange) -> Result<(), Stop> {
     let path = match canonical(uri.path(), exchange.cx.conn.http.config.path) {
         Ok(Canonical::Forward(std::borrow::Cow::Borrowed(_))) => return Ok(()),
         Ok(Canonical::Forward(std::borrow::Cow::Owned(path))) => path,
-        Ok(Canonical::Redirect(path)) => return Err(redirect(&with_query(path, uri.query())).into()),
+        Ok(Canonical::Redirect(path)) => {
+            exchange.cx.note(Flags::NONE, "path_normalization_redirect");
+            return Err(redirect(&with_query(path, uri.query())).into());
+        }
         Err(_) => return Err(Reason::PathRefused.into()),
     };
     let target = PathAndQuery::try_from(with_query(path, uri.query())).map_err(|_| Reason::PathRefused)?;

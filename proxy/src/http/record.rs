@@ -138,10 +138,16 @@ impl Finish {
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         cx.conn.http.stats.charge(status);
-        cx.log(|entry| {
+        let mut notes = cx.notes.lock();
+        if notes.attempts > 0 {
+            // Whoever refused has said so by now.
+            notes.details.get_or_insert(std::borrow::Cow::Borrowed("via_upstream"));
+        }
+        if let Some(entry) = &mut notes.entry {
             entry.status = Some(status);
             entry.response(headers);
-        });
+        }
+        drop(notes);
         if status == StatusCode::SWITCHING_PROTOCOLS {
             upgrade::start(&cx, self);
         } else {

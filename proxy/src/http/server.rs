@@ -48,6 +48,7 @@ where
     let life = Arc::new(Life::new(&http.config));
     let conn = Arc::new(Conn { info, http, shared, life, drain: chain.drain.clone() });
     drop(chain);
+    let _counted = Counted::new(&conn);
     let mut io = Downstream { inner: io, prefix: Bytes::new(), life: Arc::clone(&conn.life) };
     let http2 = match conn.http.config.codec {
         Codec::Http1 => false,
@@ -67,6 +68,28 @@ where
     } else {
         conn.http.stats.downstream_cx_http1_total.increment(1);
         serve_http1(io, &conn).await;
+    }
+}
+
+/// Counts a connection while it lives.
+struct Counted(Arc<Conn>);
+
+impl Counted {
+    fn new(conn: &Arc<Conn>) -> Self {
+        let stats = &conn.http.stats;
+        stats.downstream_cx_total.increment(1);
+        stats.downstream_cx_active.increment(1.0);
+        if conn.info.tls_version.is_some() {
+            stats.downstream_cx_ssl_total.increment(1);
+        }
+        Self(Arc::clone(conn))
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.http.stats.downstream_cx_active.decrement(1.0);
+        self.0.http.stats.downstream_cx_destroy.increment(1);
     }
 }
 
@@ -208,6 +231,10 @@ impl<F: Future> Watched<F> {
 
 /// Notes what hyper refused by itself; it has answered 400 or 431 where there was something to answer.
 fn protocol_error(conn: &Conn, error: &hyper::Error) {
+    let h2 = std::error::Error::source(error).and_then(|e| e.downcast_ref::<h2::Error>());
+    if h2.is_some_and(|h2| !h2.is_io() && !h2.is_remote()) {
+        conn.http.stats.downstream_cx_protocol_error.increment(1);
+    }
     if !error.is_parse() {
         return;
     }

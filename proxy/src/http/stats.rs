@@ -13,6 +13,7 @@ macro_rules! stats {
         #[derive(Debug)]
         pub(super) struct HttpStats {
             $(pub(super) $name: Counter,)*
+            pub(super) downstream_cx_active: Gauge,
             pub(super) downstream_rq_active: Gauge,
             pub(super) downstream_rq_time: Histogram,
             /// Below `http.<prefix>.rbac.`.
@@ -28,6 +29,7 @@ macro_rules! stats {
                 let rbac = scope.child("rbac");
                 Self {
                     $($name: registry.counter(&scope, stringify!($name)),)*
+                    downstream_cx_active: registry.gauge(&scope, "downstream_cx_active"),
                     downstream_rq_active: registry.gauge(&scope, "downstream_rq_active"),
                     downstream_rq_time: registry.histogram(&scope, "downstream_rq_time"),
                     rbac_allowed: registry.counter(&rbac, "allowed"),
@@ -41,6 +43,9 @@ macro_rules! stats {
 }
 
 stats! {
+    downstream_cx_total
+    downstream_cx_destroy
+    downstream_cx_ssl_total
     downstream_cx_http1_total
     downstream_cx_http2_total
     downstream_cx_protocol_error

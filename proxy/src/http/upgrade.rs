@@ -10,7 +10,7 @@ use http_body::Body as _;
 use hyper_util::rt::TokioIo;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
-    time::timeout,
+    time::{Instant, sleep_until, timeout},
 };
 
 use super::{
@@ -34,12 +34,7 @@ impl Step for Upgrades {
         }
         let cx = Arc::clone(&exchange.cx);
         let websocket = wanted.as_bytes().eq_ignore_ascii_case(b"websocket");
-        let of_route = cx.matched.get().and_then(|m| m.route().forward()).map(|forward| forward.websocket);
-        let Some(of_route) = of_route else {
-            // The route answers by itself.
-            exchange.request.headers_mut().remove(header::UPGRADE);
-            return Ok(());
-        };
+        let of_route = cx.matched.get().and_then(|m| m.route().forward()).and_then(|forward| forward.websocket);
         let allowed = of_route.unwrap_or(cx.conn.http.config.websocket);
         // A body before the 101 would have to be forwarded before the server agrees.
         if !websocket || !allowed || !exchange.request.body().is_end_stream() {
@@ -62,20 +57,29 @@ pub(super) fn start(cx: &Arc<Context>, finish: Box<Finish>) {
     let config = &cx.conn.http.config;
     let of_route = cx.matched.get().and_then(|m| m.route().forward()).and_then(|forward| forward.idle_timeout);
     let idle = of_route.unwrap_or(config.stream_idle_timeout);
+    let limits = Limits { idle, until: config.max_stream_duration.map(|limit| cx.started + limit) };
     let drain = cx.conn.drain.clone();
     let running = drain.running();
     tokio::spawn(async move {
-        let (sent, end) = run(downstream, upstream, idle, &drain).await;
+        let (sent, end) = run(downstream, upstream, limits, &drain).await;
         finish.over(end, sent);
         drop(running);
     });
+}
+
+/// Time limits of a tunnel.
+struct Limits {
+    /// Longest silence; zero is none.
+    idle: Duration,
+    /// The longest life's end.
+    until: Option<Instant>,
 }
 
 /// Copies until the end. Gives the bytes sent to the client.
 async fn run(
     downstream: hyper::upgrade::OnUpgrade,
     upstream: Upgrade,
-    idle: Duration,
+    limits: Limits,
     drain: &Drain,
 ) -> (u64, End<'static>) {
     let (Ok(client), Ok(server)) = tokio::join!(downstream, upstream.into_io()) else { return (0, End::Dropped) };
@@ -91,7 +95,8 @@ async fn run(
     };
     let end = tokio::select! {
         copied = copied => if copied.is_ok() { End::Complete } else { End::Dropped },
-        () = activity.silent_for(idle) => End::Dropped,
+        () = activity.silent_for(limits.idle) => End::Dropped,
+        () = sleep_until(limits.until.unwrap_or_else(Instant::now)), if limits.until.is_some() => End::Dropped,
         () = drain.cut_off() => End::Dropped,
     };
     (sent, end)
