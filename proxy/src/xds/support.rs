@@ -1,0 +1,165 @@
+//! The support table: what is done with each field of Envoy's API. `support.txt` is its text, for people and for us.
+//!
+//! What the table doesn't name is refused when it is set. The walk, the reference page and the tests all read this table.
+
+use std::{collections::HashMap, sync::LazyLock};
+
+static TEXT: &str = include_str!("support.txt");
+static TABLE: LazyLock<HashMap<&'static str, Entry>> =
+    LazyLock::new(|| parse(TEXT).expect("a test parses the same embedded text"));
+
+/// What is done with a field.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Support {
+    /// It has its effect.
+    Supported,
+    /// It is accepted and has no effect; why.
+    Inert(&'static str),
+    /// Deprecated, but translated; to what.
+    Alias(&'static str),
+    /// An error when it is set.
+    Refused,
+}
+
+/// The rows of one message, in the order of the text.
+#[derive(Debug, Default)]
+pub(super) struct Entry {
+    /// Fields that are not refused.
+    pub(super) fields: Vec<(&'static str, Support)>,
+    /// Values of enum fields; `*` = all.
+    pub(super) values: Vec<(&'static str, Vec<&'static str>)>,
+    /// Full names of messages that `Any` fields may hold.
+    pub(super) types: Vec<(&'static str, Vec<String>)>,
+}
+
+/// The rows of a message; none = all its fields are refused.
+pub(super) fn entry(message: &str) -> Option<&'static Entry> {
+    TABLE.get(message)
+}
+
+/// What is done with a field.
+pub(super) fn of(message: &str, field: &str) -> Support {
+    let row = entry(message).and_then(|e| e.fields.iter().find(|(name, _)| *name == field));
+    row.map_or(Support::Refused, |(_, support)| *support)
+}
+
+/// Values of an enum field that are supported; `*` = all. A default value that isn't listed is fine as long as it can't be
+/// told from "not set".
+pub(super) fn values(message: &str, field: &str) -> &'static [&'static str] {
+    let row = entry(message).and_then(|e| e.values.iter().find(|(name, _)| *name == field));
+    row.map_or(&[], |(_, values)| values)
+}
+
+/// Full names of the messages that an `Any` field may hold.
+pub(super) fn types(message: &str, field: &str) -> &'static [String] {
+    let row = entry(message).and_then(|e| e.types.iter().find(|(name, _)| *name == field));
+    row.map_or(&[], |(_, types)| types)
+}
+
+fn parse(text: &'static str) -> Result<HashMap<&'static str, Entry>, String> {
+    let mut table: HashMap<&'static str, Entry> = HashMap::new();
+    let mut current = "";
+    for line in text.lines() {
+        let line = line.trim();
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        if let Some(name) = line.strip_prefix("message ") {
+            current = name;
+            if table.insert(name, Entry::default()).is_some() {
+                return Err(format!("{name} is listed twice"));
+            }
+            continue;
+        }
+        let entry = table.get_mut(current).ok_or_else(|| format!("no message before: {line}"))?;
+        row(entry, line).ok_or_else(|| format!("{current}: can't be read: {line}"))?;
+    }
+    Ok(table)
+}
+
+fn row(entry: &mut Entry, line: &'static str) -> Option<()> {
+    let (letter, rest) = line.split_once(' ')?;
+    let (names, why) = rest.split_once(" -- ").map_or((rest, ""), |(names, why)| (names, why));
+    let mut words = names.split_whitespace();
+    match letter {
+        "S" => entry.fields.extend(words.map(|w| (w, Support::Supported))),
+        "I" if !why.is_empty() => entry.fields.extend(words.map(|w| (w, Support::Inert(why)))),
+        "A" if !why.is_empty() => entry.fields.extend(words.map(|w| (w, Support::Alias(why)))),
+        "V" => entry.values.push((words.next()?, words.collect())),
+        "T" => {
+            let full = |w: &str| if w.starts_with("envoy.") { w.to_owned() } else { format!("envoy.extensions.{w}") };
+            entry.types.push((words.next()?, words.map(full).collect()));
+        }
+        _ => return None,
+    }
+    Some(())
+}
+
+#[cfg(test)]
+pub(super) fn messages() -> Vec<&'static str> {
+    TEXT.lines().filter_map(|l| l.strip_prefix("message ")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::xds::schema::{self, Kind};
+
+    #[test]
+    fn every_row_names_something_that_exists_and_is_complete() {
+        for name in messages() {
+            let message = schema::message(name).unwrap_or_else(|| panic!("{name} does not exist"));
+            let entry = entry(name).unwrap();
+            for (field, support) in &entry.fields {
+                let at = format!("{name}.{field}");
+                let found = message.field_named(field).unwrap_or_else(|| panic!("{at} does not exist"));
+                assert_eq!(found.support, *support, "{at} is listed twice");
+                if matches!(support, Support::Inert(_)) {
+                    continue;
+                }
+                let (kind, type_name) = value_of(found);
+                match kind {
+                    Kind::Enum => assert!(!values(name, field).is_empty(), "{at} needs a V line"),
+                    Kind::Message if type_name == "google.protobuf.Any" => {
+                        assert!(!types(name, field).is_empty(), "{at} needs a T line");
+                    }
+                    Kind::Message if !type_name.starts_with("google.protobuf.") => {
+                        assert!(super::entry(&type_name).is_some(), "{at}: {type_name} has no rows");
+                    }
+                    _ => {}
+                }
+            }
+            for (field, list) in &entry.values {
+                let found = message.field_named(field).unwrap_or_else(|| panic!("{name}.{field} does not exist"));
+                let defined = schema::enum_values(found.type_name).unwrap();
+                for value in list {
+                    assert!(*value == "*" || defined.iter().any(|(n, _)| n == value), "{name}.{field} {value}");
+                }
+            }
+            for (field, list) in &entry.types {
+                assert!(message.field_named(field).is_some(), "{name}.{field} does not exist");
+                for type_name in list {
+                    assert!(super::entry(type_name).is_some(), "{name}.{field}: {type_name} has no rows");
+                }
+            }
+        }
+    }
+
+    /// Kind and type of a field, or of a map's values.
+    fn value_of(field: &schema::Field) -> (Kind, String) {
+        if field.kind == Kind::Message {
+            let message = schema::message(field.type_name).unwrap();
+            if message.map_entry {
+                let value = message.field(2).unwrap();
+                return (value.kind, value.type_name.to_owned());
+            }
+        }
+        (field.kind, field.type_name.to_owned())
+    }
+
+    #[test]
+    fn what_is_not_listed_is_refused() {
+        assert_eq!(of("envoy.config.cluster.v3.Cluster", "outlier_detection"), Support::Refused);
+        assert_eq!(of("envoy.config.no.such.Message", "x"), Support::Refused);
+    }
+}
