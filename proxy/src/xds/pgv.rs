@@ -397,8 +397,7 @@ impl TextRule {
         }
         let valid = match (self.header, self.lax_header) {
             (None, _) => true,
-            (Some(Header::Name), true) => !value.is_empty() && !value.contains(['\0', '\n', '\r']),
-            (Some(Header::Value), true) => !value.contains(['\0', '\n', '\r']),
+            (Some(_), true) => !value.contains(['\0', '\n', '\r']),
             (Some(Header::Name), false) => strict_header_name(value),
             (Some(Header::Value), false) => !value.chars().any(|c| c != '\t' && (c < ' ' || c == '\u{7f}')),
         };

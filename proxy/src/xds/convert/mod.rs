@@ -1,11 +1,30 @@
 //! One xDS resource to our configuration types, or the whole list of reasons why not.
+#![allow(deprecated, reason = "what the support table calls an alias is translated here")]
 
+#[macro_use]
+mod headers;
+mod access_log;
+mod action;
+mod cluster;
+mod context;
+mod endpoint;
+mod http;
+mod listener;
+mod matcher;
 mod outcome;
+mod ratelimit;
+mod rbac;
+mod retry;
+mod route;
+mod source;
+mod tls;
 
-use std::sync::Arc;
+use std::{path::Path, sync::Arc};
 
 use envoy_types::pb::google::protobuf::Any;
 
+use self::context::Cx;
+pub use self::http::misfits;
 pub use self::outcome::{MAX_ERROR_BYTES, Received, Rejected, Warnings};
 use crate::config::{
     Name,
@@ -13,6 +32,10 @@ use crate::config::{
     listener::Listener,
     route::RouteTable,
     tls::Secret,
+};
+use super::{
+    path::{At, Report},
+    schema, walk,
 };
 
 /// Type URL of a listener (LDS).
@@ -94,6 +117,67 @@ impl Resource {
 /// # Errors
 /// All that is wrong with the resource, each with the path of the field; nothing of it may be used then.
 pub fn resource(type_url: &str, any: &Any, options: &Options) -> Result<(Resource, Warnings), Rejected> {
-    let _ = options;
-    Err(Rejected::nameless(format!("type {} is not convertible yet (asked for {type_url})", any.type_url)))
+    resource_in(type_url, any, options, Path::new(""))
+}
+
+/// As [`resource`], with relative file names taken from `base`.
+pub(crate) fn resource_in(
+    type_url: &str,
+    any: &Any,
+    options: &Options,
+    base: &Path,
+) -> Result<(Resource, Warnings), Rejected> {
+    let Some(kind) = kind(type_url) else {
+        return Err(Rejected::nameless(format!("resources of the type {type_url} are not supported")));
+    };
+    let name = name(&any.value);
+    let reject = |errors| Rejected { kind, name: name.clone(), errors };
+    if any.type_url != type_url {
+        return Err(reject(vec![format!("has the type {}, asked for was {type_url}", any.type_url)]));
+    }
+    let mut report = Report::default();
+    walk::walk(schema::type_name(type_url), &any.value, options, &mut report);
+    if !report.errors.is_empty() {
+        return Err(reject(report.errors));
+    }
+    let mut cx = Cx { report: &mut report, base };
+    let converted = convert(type_url, any, &mut cx);
+    match converted {
+        Some(resource) if report.errors.is_empty() => Ok((resource, report.warnings)),
+        _ if report.errors.is_empty() => Err(reject(vec!["can't be converted".to_owned()])),
+        _ => Err(reject(report.errors)),
+    }
+}
+
+fn convert(type_url: &str, any: &Any, cx: &mut Cx<'_>) -> Option<Resource> {
+    let at = &At::ROOT;
+    Some(match type_url {
+        LISTENER => Resource::Listener(Arc::new(listener::listener(&cx.decode(any, at)?, at, cx)?)),
+        ROUTES => Resource::Routes(Arc::new(route::table(&cx.decode(any, at)?, false, at, cx)?)),
+        CLUSTER => Resource::Cluster(Arc::new(cluster::cluster(&cx.decode(any, at)?, at, cx)?)),
+        ASSIGNMENT => Resource::Assignment(Arc::new(endpoint::assignment(&cx.decode(any, at)?, at, cx)?)),
+        _ => {
+            let (name, secret) = tls::secret(&cx.decode(any, at)?, at, cx)?;
+            Resource::Secret { name, secret: Arc::new(secret) }
+        }
+    })
+}
+
+/// The word for a type of resource.
+fn kind(type_url: &str) -> Option<&'static str> {
+    Some(match type_url {
+        LISTENER => "Listener",
+        ROUTES => "RouteConfiguration",
+        CLUSTER => "Cluster",
+        ASSIGNMENT => "ClusterLoadAssignment",
+        SECRET => "Secret",
+        _ => return None,
+    })
+}
+
+/// The name of an encoded resource (field 1 of all of them), even if the rest of it is bad.
+fn name(bytes: &[u8]) -> Option<String> {
+    let fields = super::wire::fields(bytes).map_while(Result::ok);
+    let names = fields.filter(|(number, _)| *number == 1).filter_map(|(_, raw)| raw.text());
+    names.last().filter(|n| !n.is_empty()).map(str::to_owned)
 }

@@ -6,8 +6,14 @@
 mod read;
 mod write;
 
-pub(crate) use self::read::encode;
+use envoy_types::pb::google::protobuf::Any;
+
+pub(super) use self::read::encode;
 pub use self::write::render;
+use super::{
+    path::{At, Report},
+    schema,
+};
 
 const ANY: &str = "google.protobuf.Any";
 const DURATION: &str = "google.protobuf.Duration";
@@ -16,6 +22,19 @@ const STRUCT: &str = "google.protobuf.Struct";
 const VALUE: &str = "google.protobuf.Value";
 const LIST: &str = "google.protobuf.ListValue";
 const FIELD_MASK: &str = "google.protobuf.FieldMask";
+
+/// Reads a message from JSON with `@type`.
+///
+/// # Errors
+/// All that is wrong, each with the path of the field. Unknown names are errors.
+pub fn read(json: &serde_json::Value) -> Result<Any, Vec<String>> {
+    let Some(type_url) = json.get("@type").and_then(serde_json::Value::as_str) else {
+        return Err(vec!["has no \"@type\"".to_owned()]);
+    };
+    let mut report = Report::default();
+    let value = encode(schema::type_name(type_url), json, true, &At::ROOT, &mut report);
+    if report.errors.is_empty() { Ok(Any { type_url: type_url.to_owned(), value }) } else { Err(report.errors) }
+}
 
 /// Messages with a JSON form of their own, other than the fields; inside an `Any` it stands under `value`.
 fn has_own_form(name: &str) -> bool {

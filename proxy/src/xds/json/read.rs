@@ -19,14 +19,12 @@ const LENIENT: GeneralPurposeConfig =
 const STANDARD: GeneralPurpose = GeneralPurpose::new(&alphabet::STANDARD, LENIENT);
 const URL_SAFE: GeneralPurpose = GeneralPurpose::new(&alphabet::URL_SAFE, LENIENT);
 
-/// Unknown names are errors unless this is false: then they are skipped with a warning.
-pub(crate) type RejectUnknown = bool;
-
-/// Encodes the JSON form of a message. With errors in the report the bytes are not the whole message.
-pub(crate) fn encode(
+/// Encodes the JSON form of a message. With errors in the report the bytes are not the whole message. Unknown names are
+/// errors with `reject_unknown`, else they are skipped with a warning.
+pub(in crate::xds) fn encode(
     type_name: &str,
     json: &Json,
-    reject_unknown: RejectUnknown,
+    reject_unknown: bool,
     at: &At<'_>,
     report: &mut Report,
 ) -> Vec<u8> {
@@ -38,7 +36,7 @@ pub(crate) fn encode(
 
 struct Reader<'r> {
     report: &'r mut Report,
-    reject_unknown: RejectUnknown,
+    reject_unknown: bool,
 }
 
 impl Reader<'_> {
