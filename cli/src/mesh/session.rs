@@ -355,6 +355,7 @@ async fn start_controller(topology: &Topology, manifests: &Path, settings: &Sett
         .arg("--state")
         .arg(topology.folder().join("ca"))
         .args(["--xds-addr", &xds, "--admin-addr", ADMIN])
+        .args(["--mesh-name", &settings.mesh_name, "--osm-namespace", &settings.osm_namespace])
         .args(["--trust-domain", &settings.trust_domain])
         .args(["--service-cidr", &settings.service_cidr.to_string()]);
     let mut controller = node.spawn("controller", command)?;
