@@ -233,14 +233,20 @@ impl Demo {
         if works && (bookstore || self.start.elapsed() > SHOW) {
             self.gatherer.rebase(&self.session, apps).await;
             self.stood = Some(Instant::now());
-            let pods = self.session.pods().len();
-            note(self.start, &format!("mesh ready, {pods} pods"));
-            note(self.start, &format!("edit the manifests while it runs: {}", self.session.manifests().display()));
-            let mesh = self.session.topology().folder().path().display();
-            note(self.start, &format!("look inside: oxmesh exec --mesh {mesh} NAMESPACE/POD -- COMMAND"));
-            note(self.start, &format!("join it: oxmesh run --mesh {mesh} --name NAME -- PROGRAM"));
+            self.announce();
         }
         Ok(())
+    }
+
+    fn announce(&self) {
+        note(self.start, &format!("mesh ready, {} pods", self.session.pods().len()));
+        if self.args.once {
+            return;
+        }
+        let mesh = self.session.topology().folder().path().display();
+        note(self.start, &format!("edit the manifests while it runs: {}", self.session.manifests().display()));
+        note(self.start, &format!("look inside: oxmesh exec --mesh {mesh} NAMESPACE/POD -- COMMAND"));
+        note(self.start, &format!("join it: oxmesh run --mesh {mesh} --name NAME -- PROGRAM"));
     }
 
     /// The exit status, once the time is over.

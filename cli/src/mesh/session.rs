@@ -13,7 +13,8 @@ use http::StatusCode;
 use oxmesh_controller::api::Key;
 use oxmesh_controller::identity::Issuer;
 use oxmesh_controller::settings::Settings;
-use tokio::time::{Instant, timeout};
+use rustix::process::Signal;
+use tokio::time::{Instant, sleep, timeout};
 
 use super::plan::PodPlan;
 use super::{identity, names};
@@ -25,7 +26,12 @@ const CONTROLLER_LIMIT: Duration = Duration::from_secs(20);
 const PROBE_LIMIT: Duration = Duration::from_millis(500);
 /// What sidecars log beside the access log.
 const QUIET: [&str; 2] = ["-l", "warning"];
-const GRACE: Duration = Duration::from_secs(2);
+/// Time in which the controller hears of a change and tells all sidecars.
+const TURN_AWAY: Duration = Duration::from_millis(500);
+/// A sidecar gives open requests 5 s.
+const GRACE: Duration = Duration::from_secs(6);
+/// At the end of all, nobody waits for an answer any more.
+const LAST_GRACE: Duration = Duration::from_secs(1);
 
 /// How to run a mesh.
 #[derive(Debug)]
@@ -153,15 +159,19 @@ impl Session {
         Ok(())
     }
 
-    /// Ends a pod: its object goes first, so that callers turn away before it is gone.
-    pub async fn stop_pod(&mut self, key: &Key) {
+    /// Ends pods: their objects go first, and callers get time to turn away before they are gone.
+    pub async fn stop_pods(&mut self, keys: &[Key]) {
         let state = self.state();
-        if let Some(mut pod) = self.pods.remove(key) {
+        let mut ending: Vec<StartedPod> = keys.iter().filter_map(|key| self.pods.remove(key)).collect();
+        for pod in &ending {
             // Gone already is as good.
             let _ = pod.pod.remove_object(&state);
-            for process in pod.apps.iter_mut().chain(&mut pod.sidecar) {
-                process.stop(GRACE).await;
-            }
+        }
+        if !ending.is_empty() {
+            sleep(TURN_AWAY).await;
+        }
+        for process in ending.iter_mut().flat_map(|pod| pod.apps.iter_mut().chain(&mut pod.sidecar)) {
+            process.stop(GRACE).await;
         }
     }
 
@@ -184,9 +194,7 @@ impl Session {
             })
             .map(|(key, _)| key.clone())
             .collect();
-        for key in obsolete {
-            self.stop_pod(&key).await;
-        }
+        self.stop_pods(&obsolete).await;
         for (key, plan) in wanted {
             if !self.pods.contains_key(&key) {
                 let data_plane = data_plane(&key);
@@ -240,12 +248,19 @@ impl Session {
 
     /// Ends all: pods first, then the controller.
     pub async fn stop(mut self) {
-        let keys: Vec<Key> = self.pods.keys().cloned().collect();
-        for key in keys {
-            self.stop_pod(&key).await;
+        for pod in self.pods.values() {
+            // All at once; below each is waited for.
+            for process in pod.apps.iter().chain(&pod.sidecar) {
+                process.signal(Signal::TERM);
+            }
+        }
+        for pod in self.pods.values_mut() {
+            for process in pod.apps.iter_mut().chain(&mut pod.sidecar) {
+                process.stop(LAST_GRACE).await;
+            }
         }
         if let Some(controller) = &mut self.controller {
-            controller.stop(GRACE).await;
+            controller.stop(LAST_GRACE).await;
         }
     }
 }
