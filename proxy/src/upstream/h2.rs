@@ -1,8 +1,8 @@
 //! HTTP/2 connections: shared by the requests of one worker to one endpoint.
 //!
 //! A connection takes streams until the server's limit; then another is opened, one at a time. One that was told to go
-//! away, that served its number of requests or that was made with old secrets takes no more streams and closes when its
-//! last one ends: dropping the last handle is all that it takes.
+//! away, that served its number of requests, that fell silent or that was made with old secrets takes no more streams and
+//! closes when its last one ends: dropping the last handle is all that it takes.
 
 use std::{
     sync::{
@@ -26,6 +26,9 @@ use crate::body::Body;
 
 /// Streams given to a connection before the server has told its limit; those above it wait inside.
 const STREAMS_BEFORE_SETTINGS: usize = 100;
+
+/// A request that waited for longer than this on a connection that brought nothing makes it suspect.
+const SILENCE: Duration = Duration::from_secs(1);
 
 /// A connection.
 pub(super) struct H2 {
@@ -79,7 +82,7 @@ impl H2 {
     }
 
     /// An answer came on it.
-    pub(super) fn answered(&self) {
+    fn answered(&self) {
         if !self.answered.load(Relaxed) {
             self.answered.store(true, Relaxed);
         }
@@ -104,7 +107,8 @@ impl H2 {
         if uses + 1 >= self.max_uses {
             self.drain();
         }
-        Some(Stream { conn: self.clone(), gate: gate.clone(), first: uses == 0 })
+        let (read_before, since) = (self.flags.read(), Instant::now());
+        Some(Stream { conn: self.clone(), gate: gate.clone(), first: uses == 0, answered: false, read_before, since })
     }
 }
 
@@ -114,16 +118,35 @@ pub(super) struct Stream {
     gate: Arc<Gate>,
     /// The first of its connection.
     pub(super) first: bool,
+    answered: bool,
+    /// Bytes that the connection had read when this began.
+    read_before: u64,
+    since: Instant,
 }
 
 impl Stream {
     pub(super) fn sender(&self) -> SendRequest<Body> {
         self.conn.sender.clone()
     }
+
+    /// An answer came.
+    pub(super) fn answered(&mut self) {
+        self.answered = true;
+        self.conn.answered();
+    }
+
+    /// True when the caller gave up waiting and the connection brought nothing at all meanwhile: the peer may be gone
+    /// without a word, and further requests would wait in vain too.
+    fn was_silent(&self) -> bool {
+        !self.answered && self.conn.flags.read() == self.read_before && self.since.elapsed() >= SILENCE
+    }
 }
 
 impl Drop for Stream {
     fn drop(&mut self) {
+        if self.was_silent() {
+            self.conn.drain();
+        }
         self.conn.flags.finish();
         if self.conn.streams.fetch_sub(1, Relaxed) == 1 {
             *self.conn.idle_since.lock() = Instant::now();

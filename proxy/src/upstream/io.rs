@@ -35,6 +35,8 @@ pub(super) struct Flags {
     waker: AtomicWaker,
     /// Bytes written to the transport.
     written: AtomicU64,
+    /// Bytes read from it.
+    read: AtomicU64,
     /// The body of the current request was read to its end.
     request_done: AtomicBool,
     /// Interim answers to the current request.
@@ -53,6 +55,7 @@ impl Flags {
             abort: AtomicBool::new(false),
             waker: AtomicWaker::new(),
             written: AtomicU64::new(0),
+            read: AtomicU64::new(0),
             request_done: AtomicBool::new(false),
             interim: AtomicU32::new(0),
             active: AtomicU32::new(0),
@@ -73,6 +76,10 @@ impl Flags {
 
     pub(super) fn written(&self) -> u64 {
         self.written.load(Relaxed)
+    }
+
+    pub(super) fn read(&self) -> u64 {
+        self.read.load(Relaxed)
     }
 
     pub(super) fn begin(&self, request_done: bool) {
@@ -225,6 +232,7 @@ impl AsyncRead for Socket {
         if n == 0 {
             self.counted.flags.remote_closed.store(true, Relaxed);
         } else {
+            self.counted.flags.read.fetch_add(n as u64, Relaxed);
             self.counted.stats.upstream_cx_rx_bytes_total.increment(n as u64);
         }
         Poll::Ready(result)

@@ -149,7 +149,7 @@ impl Cluster {
         mut lease: Lease,
     ) -> Result<Answer, UpstreamError> {
         loop {
-            let (stream, connected_in) = match self.checkout_http2(slot, lease.endpoint()).await {
+            let (mut stream, connected_in) = match self.checkout_http2(slot, lease.endpoint()).await {
                 Ok(found) => found,
                 Err(e) => {
                     lease.fail(&e.kind);
@@ -161,7 +161,7 @@ impl Cluster {
             let sent = stream.sender().try_send_request(request).await;
             match sent {
                 Ok(response) => {
-                    stream.conn.answered();
+                    stream.answered();
                     return answer_http2(response, stream, lease, reused, connected_in);
                 }
                 Err(mut e) => {

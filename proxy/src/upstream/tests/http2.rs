@@ -196,3 +196,29 @@ async fn an_idle_connection_closes_in_time() {
     bench.until("upstream_cx_active", 0).await;
     assert_eq!(bench.stat("upstream_cx_idle_timeout"), 1);
 }
+
+#[tokio::test]
+async fn a_connection_that_fell_silent_is_left_for_another() {
+    // The first connection answers once and then swallows everything.
+    let address = raw(|n, stream| async move {
+        let ok = |_: Request<Incoming>| async { Ok::<_, std::convert::Infallible>(Response::new(Body::full("ok"))) };
+        let (ours, mut theirs) = tokio::io::duplex(1 << 16);
+        tokio::spawn(http2::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(ours), service_fn(ok)));
+        let mut stream = stream;
+        if n > 0 {
+            let _ = tokio::io::copy_bidirectional(&mut stream, &mut theirs).await;
+            return;
+        }
+        let open = tokio::io::copy_bidirectional(&mut stream, &mut theirs);
+        let _ = tokio::time::timeout(Duration::from_millis(200), open).await;
+        std::future::pending::<()>().await;
+    })
+    .await;
+    let bench = bench(address);
+    assert_eq!(bench.fetch(get("/")).await.unwrap(), "ok");
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let waited = tokio::time::timeout(Duration::from_millis(1_100), bench.send(get("/"))).await;
+    assert!(waited.is_err(), "nothing comes");
+    assert_eq!(bench.fetch(get("/")).await.unwrap(), "ok");
+    assert_eq!(bench.stat("upstream_cx_total"), 2);
+}
