@@ -94,6 +94,19 @@ async fn rotation_sends_a_new_certificate_and_nothing_else() {
 }
 
 #[tokio::test]
+async fn nobody_gets_the_certificate_of_another() {
+    let plane = Plane::start(&files(true, "24h")).await;
+    for (own, other) in [("buyer", "store"), ("store", "buyer")] {
+        let foreign = format!("service-cert:shop/{other}");
+        let wanted: &[(Kind, &[&str])] = &[(Kind::Secret, &[&foreign]), (Kind::Cluster, &[])];
+        let mut stream = Whole::open(&plane, &sidecar(own), wanted).await;
+        assert_eq!(stream.next(&[]).await.0, Kind::Cluster);
+        assert!(stream.is_silent(Duration::from_millis(200)).await);
+    }
+    plane.app.stop().await;
+}
+
+#[tokio::test]
 async fn a_restart_changes_nothing_for_a_proxy() {
     let plane = Plane::start(&files(true, "24h")).await;
     let before = delta(&plane, &sidecar("buyer"), Kind::Cluster, &[]).await;

@@ -1,5 +1,6 @@
 //! A whole control plane in this process over folders of its own, and a client that starts from a
 //! bootstrap directory as a proxy does.
+#![allow(dead_code, reason = "each test program uses its part")]
 
 use std::fs;
 use std::io;

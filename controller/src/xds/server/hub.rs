@@ -39,6 +39,17 @@ pub enum Denied {
     Unavailable(String),
 }
 
+/// Why a stream is one too many.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Full {
+    /// For the whole control plane.
+    #[error("there are {0} streams of proxies, as many as MeshConfig spec.sidecar.maxDataPlaneConnections allows")]
+    Mesh(usize),
+    /// For one proxy, which needs one, and one more while it reconnects.
+    #[error("this proxy has {MAX_STREAMS_PER_PROXY} streams open already")]
+    Proxy,
+}
+
 /// A connected proxy as the admin interface shows it.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -135,13 +146,22 @@ impl Hub {
         state
     }
 
-    /// Enters a stream, unless there are too many; with what the proxy accepted on an earlier one.
-    pub(super) fn enter(&self, report: ProxyReport, proxy: &SidecarIdentity) -> Option<(u64, Accepted)> {
+    /// Enters a stream; with what the proxy accepted on an earlier one.
+    ///
+    /// # Errors
+    /// [`Full`] if there are too many.
+    pub(super) fn enter(&self, report: ProxyReport, proxy: &SidecarIdentity) -> Result<(u64, Accepted), Full> {
         let limit = self.view.borrow().max_proxies();
         let mut proxies = self.proxies.lock();
-        if limit.is_some_and(|limit| proxies.streams.len() >= limit) {
+        let own = proxies.streams.values().filter(|other| other.uuid == proxy.uuid).count();
+        let full = if own >= MAX_STREAMS_PER_PROXY {
+            Some(Full::Proxy)
+        } else {
+            limit.filter(|limit| proxies.streams.len() >= *limit).map(Full::Mesh)
+        };
+        if let Some(full) = full {
             self.metrics.count("osm_proxy_max_connections_rejected", &[]);
-            return None;
+            return Err(full);
         }
         let earlier = proxies.accepted.remove(proxy);
         if earlier.is_some() {
@@ -151,7 +171,7 @@ impl Hub {
         let id = proxies.next_id;
         proxies.streams.insert(id, report);
         self.metrics.set("osm_proxy_connect_count", &[], as_f64(proxies.streams.len()));
-        Some((id, earlier.unwrap_or_default()))
+        Ok((id, earlier.unwrap_or_default()))
     }
 
     pub(super) fn update(&self, id: u64, kinds: Vec<KindReport>) {
@@ -191,5 +211,6 @@ fn as_f64(n: usize) -> f64 {
     u32::try_from(n).unwrap_or(u32::MAX).into()
 }
 
+const MAX_STREAMS_PER_PROXY: usize = 8;
 /// Proxies that went away whose last good resources are kept in memory.
 const MAX_REMEMBERED: usize = 1024;

@@ -74,22 +74,22 @@ impl StreamTask {
         let Some(first) = self.first_request(&proxy).await? else {
             return Ok(());
         };
-        let mut view = self.hub.view();
-        let current = Arc::clone(&view.borrow_and_update());
-        let state = self.hub.build(current, &proxy).await.map_err(|denied| self.deny(&proxy, &denied))?;
         let report = self.report(&proxy, &first);
         let user_agent = report.user_agent.clone();
-        let (id, accepted) = self
-            .hub
-            .enter(report, &proxy)
-            .ok_or_else(|| Status::resource_exhausted("too many proxies (MeshConfig maxDataPlaneConnections)"))?;
-        info!(%proxy, %address, user_agent, protocol = ?self.protocol, "proxy connected");
-        let mut driver = Driver {
-            hub: &self.hub,
-            proxy: &proxy,
-            id,
-            session: Session::new(self.protocol, Arc::new(state), accepted),
+        let (id, accepted) =
+            self.hub.enter(report, &proxy).map_err(|full| Status::resource_exhausted(full.to_string()))?;
+        let mut view = self.hub.view();
+        let current = Arc::clone(&view.borrow_and_update());
+        let state = match self.hub.build(current, &proxy).await {
+            Ok(state) => Arc::new(state),
+            Err(denied) => {
+                self.hub.leave(id, &proxy, None);
+                return Err(self.deny(&proxy, &denied));
+            }
         };
+        info!(%proxy, %address, user_agent, protocol = ?self.protocol, "proxy connected");
+        let session = Session::new(self.protocol, state, accepted);
+        let mut driver = Driver { hub: &self.hub, proxy: &proxy, id, session };
         let end = driver.drive(first, &mut self.requests, &self.responses, &mut view, &self.peer, &self.stop).await;
         let accepted = driver.session.into_accepted();
         self.leave(id, &proxy, end, accepted)

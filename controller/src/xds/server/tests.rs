@@ -349,6 +349,22 @@ async fn more_proxies_than_allowed_are_refused() {
 }
 
 #[tokio::test]
+async fn one_proxy_cannot_take_all_the_room() {
+    let f = fixture(DAY).await;
+    let mut open = vec![];
+    let refused = loop {
+        let mut client = f.stream(&buyer("u1"), "u1").await.unwrap();
+        match client.next().await {
+            Ok(_) => open.push(client),
+            Err(error) => break error,
+        }
+        assert!(open.len() < 100);
+    };
+    assert_eq!(refused.code(), Code::ResourceExhausted);
+    f.stream(&buyer("u2"), "u2").await.unwrap().next().await.unwrap();
+}
+
+#[tokio::test]
 async fn renewal_of_the_servers_certificate_leaves_streams_alone() {
     let f = fixture(Duration::from_secs(60)).await;
     let mut client = f.stream(&buyer("u1"), "u1").await.unwrap();

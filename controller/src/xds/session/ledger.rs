@@ -22,6 +22,8 @@ pub(super) struct Ledger {
     last_sent: Option<Instant>,
     /// Refusals without an acceptance in between.
     streak: u32,
+    /// What was new has been taken back once, for want of an answer.
+    gave_way: bool,
     pub(super) sent_version: Option<String>,
     pub(super) acked_version: Option<String>,
     pub(super) last_error: Option<(SystemTime, String)>,
@@ -44,6 +46,8 @@ pub(super) struct Refused {
     instead: Option<Arc<Resource>>,
     pub(super) message: String,
     pub(super) at: SystemTime,
+    /// Only taken back until the client answers.
+    for_now: bool,
 }
 
 impl Ledger {
@@ -117,10 +121,11 @@ impl Ledger {
 
     /// Takes an acceptance.
     pub(super) fn ack(&mut self, nonce: &str) {
-        let Some(sent) = self.take(nonce) else {
+        let Some((_, sent)) = self.take(nonce) else {
             return;
         };
         self.streak = 0;
+        self.gave_way &= self.release();
         self.acked_version = Some(sent.version);
         for resource in sent.resources {
             // The acceptance of a fallback says nothing new about what it stands in for.
@@ -137,18 +142,48 @@ impl Ledger {
     pub(super) fn nack(&mut self, nonce: &str, message: &str, at: SystemTime) -> Vec<Arc<str>> {
         self.nacks += 1;
         self.last_error = Some((at, message.to_owned()));
-        let Some(sent) = self.take(nonce) else {
+        let Some((unanswered, sent)) = self.take(nonce) else {
             return Vec::new();
         };
         self.streak += 1;
-        for resource in self.culprits(&sent.resources, message) {
-            self.refuse(&resource, message, at);
+        self.release();
+        for resource in self.culprits(&unanswered, &sent.resources, message) {
+            self.refuse(&resource, message, at, false);
         }
         let names: BTreeSet<_> = sent.resources.iter().map(|r| Arc::clone(&r.name)).collect();
         names.into_iter().collect()
     }
 
-    fn refuse(&mut self, resource: &Arc<Resource>, message: &str, at: SystemTime) {
+    /// When to give way if no answer comes: a client that withholds its answer while clusters warm
+    /// does so for ever if one of them was refused together with others that were not. Only what it
+    /// accepted on this stream is left then, so it must have accepted something.
+    pub(super) fn gives_way_at(&self) -> Option<Instant> {
+        let may = !self.gave_way && self.awaits_answer() && self.acked_version.is_some();
+        let newest = self.outstanding.back().filter(|_| may)?;
+        let is_doubtful = newest.resources.iter().any(|resource| self.is_new(resource));
+        self.last_sent.filter(|_| is_doubtful).map(|sent| sent + PATIENCE)
+    }
+
+    /// Takes back what is new until the client answers; with luck it then says what was wrong.
+    /// Returns the names to be sent again.
+    pub(super) fn give_way(&mut self, at: SystemTime) -> Vec<Arc<str>> {
+        self.gave_way = true;
+        let sent = self.outstanding.iter().flat_map(|sent| &sent.resources);
+        let doubtful: Vec<_> = sent.filter(|resource| self.is_new(resource)).cloned().collect();
+        for resource in &doubtful {
+            self.refuse(resource, "not answered", at, true);
+        }
+        doubtful.iter().map(|resource| Arc::clone(&resource.name)).collect()
+    }
+
+    /// Ends what was taken back for now; says whether there was any.
+    fn release(&mut self) -> bool {
+        let before = self.refused.len();
+        self.refused.retain(|_, refused| !refused.for_now);
+        before != self.refused.len()
+    }
+
+    fn refuse(&mut self, resource: &Arc<Resource>, message: &str, at: SystemTime, for_now: bool) {
         let known = self.refused.get(&resource.name);
         if known.is_some_and(|refused| refused.version == resource.version) {
             return;
@@ -159,28 +194,36 @@ impl Ledger {
             instead: accepted.filter(|good| good.version != resource.version).cloned(),
             message: message.to_owned(),
             at,
+            for_now,
         };
         self.refused.insert(Arc::clone(&resource.name), refused);
     }
 
-    /// The resources that the message names, or if it names none all that the client had not
-    /// accepted before.
-    fn culprits(&self, sent: &[Arc<Resource>], message: &str) -> Vec<Arc<Resource>> {
-        let is_new = |resource: &&Arc<Resource>| {
-            let known = self.accepted.get(&resource.name);
-            known.is_none_or(|good| good.version != resource.version)
-        };
-        let new: Vec<_> = sent.iter().filter(is_new).collect();
-        let is_named = |resource: &&&Arc<Resource>| mentions(message, &resource.name);
-        let named: Vec<_> = new.iter().filter(is_named).map(|r| Arc::clone(r)).collect();
-        if named.is_empty() { new.into_iter().map(Arc::clone).collect() } else { named }
+    fn is_new(&self, resource: &Resource) -> bool {
+        let known = self.accepted.get(&resource.name);
+        known.is_none_or(|good| good.version != resource.version)
     }
 
-    fn take(&mut self, nonce: &str) -> Option<Sent> {
+    /// The resources that the message names, or if it names none all of the response that the
+    /// client had not accepted before. The words may be late ones about an earlier response.
+    fn culprits(&self, unanswered: &[Arc<Resource>], sent: &[Arc<Resource>], message: &str) -> Vec<Arc<Resource>> {
+        let is_named = |r: &&Arc<Resource>| self.is_new(r) && mentions(message, &r.name);
+        // The newest version of a name last, so that it is the one that stays refused.
+        let named: BTreeMap<_, _> =
+            unanswered.iter().chain(sent).filter(is_named).map(|r| (Arc::clone(&r.name), Arc::clone(r))).collect();
+        if named.is_empty() {
+            sent.iter().filter(|resource| self.is_new(resource)).cloned().collect()
+        } else {
+            named.into_values().collect()
+        }
+    }
+
+    /// Takes a response out, with the resources of older ones: clients answer in order, so those
+    /// will get no answer any more.
+    fn take(&mut self, nonce: &str) -> Option<(Vec<Arc<Resource>>, Sent)> {
         let place = self.outstanding.iter().position(|s| s.nonce == nonce)?;
-        // Clients answer in order, so what is older will get no answer any more.
-        self.outstanding.drain(..place);
-        self.outstanding.pop_front()
+        let older = self.outstanding.drain(..place).flat_map(|sent| sent.resources).collect();
+        Some((older, self.outstanding.pop_front()?))
     }
 }
 
@@ -207,6 +250,9 @@ fn in_name(c: char) -> bool {
 
 /// A client that refuses everything gets at most one response of a kind per this time.
 const STORM_INTERVAL: Duration = Duration::from_secs(10);
+/// Longer than any client warms clusters (Envoy waits 15 s for what they need), and longer than a
+/// client that is frozen keeps its connection.
+const PATIENCE: Duration = Duration::from_secs(45);
 /// Responses whose answers are remembered; clients answer each before they read the next.
 const MAX_OUTSTANDING: usize = 64;
 

@@ -194,7 +194,10 @@ impl Session {
             return None;
         }
         self.send_clusters_to_the_silent(now);
-        let mut wake = self.waits_for_clusters.map(|t| t + SILENCE);
+        self.give_way_about_clusters(now);
+        let clusters = &self.subs[Kind::Cluster.index()].ledger;
+        let timers = [self.waits_for_clusters.map(|t| t + SILENCE), clusters.gives_way_at()];
+        let mut wake = timers.into_iter().flatten().min();
         let mut all_made = true;
         for kind in Kind::ALL {
             let change = self.changes_to_make(kind);
@@ -276,6 +279,15 @@ impl Session {
         sub.unasked = true;
         sub.wildcard = true;
         sub.owes_first = true;
+    }
+
+    fn give_way_about_clusters(&mut self, now: Instant) {
+        let sub = &mut self.subs[Kind::Cluster.index()];
+        if sub.ledger.gives_way_at().is_some_and(|at| now >= at) {
+            let names = sub.ledger.give_way(SystemTime::now());
+            let names = names.into_iter().filter(|name| sub.wildcard || sub.names.contains(name));
+            sub.owed.extend(names);
+        }
     }
 
     /// What is to be sent in the first phase: everything but the removals, which only listeners

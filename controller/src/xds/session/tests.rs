@@ -304,6 +304,56 @@ fn a_client_that_refuses_everything_gets_one_response_in_ten_seconds() {
 }
 
 #[test]
+fn a_client_that_withholds_its_answer_about_clusters_is_helped_out_once() {
+    let t0 = Instant::now();
+    for (protocol, retreat, again) in [(Sotw, "CDS a1", "CDS a1 n1"), (Delta, "CDS -n -odd", "CDS n1")] {
+        let mut s = session(protocol, &[(C, "a", "a1")]);
+        start(&mut s, t0, &[(C, &[])]);
+        let nonce = drain(&mut s, t0).remove(0).1;
+        answer(&mut s, C, &nonce, None);
+        s.set_state(state(&[(C, "a", "a1"), (C, "n", "n1"), (C, "odd", "odd1")]));
+        drain(&mut s, t0);
+        let later = s.wake_at().unwrap();
+        assert_eq!(later, t0 + Duration::from_secs(45));
+        let sent = drain(&mut s, later);
+        assert_eq!(sent[0].0, retreat, "{protocol:?}");
+        // Now it can speak: late words with the newest nonce.
+        answer(&mut s, C, &sent[0].1, Some("Error adding/updating cluster(s) odd: no"));
+        let sent = drain(&mut s, later);
+        assert_eq!(sent[0].0, again, "{protocol:?}");
+        assert_eq!(s.report()[0].refused[0].name, "odd");
+        answer(&mut s, C, &sent[0].1, None);
+        assert_eq!(texts(&mut s, later + Duration::from_secs(100)), [""; 0]);
+    }
+}
+
+#[test]
+fn nothing_is_taken_back_twice_or_from_a_client_that_accepted_nothing() {
+    let t0 = Instant::now();
+    let mut s = session(Sotw, &[(C, "a", "a1")]);
+    start(&mut s, t0, &[(C, &[])]);
+    let nonce = drain(&mut s, t0).remove(0).1;
+    assert_eq!(texts(&mut s, t0 + Duration::from_secs(100)), [""; 0]);
+    answer(&mut s, C, &nonce, None);
+    s.set_state(state(&[(C, "a", "a1"), (C, "b", "b1")]));
+    assert_eq!(texts(&mut s, t0), ["CDS a1 b1"]);
+    let later = t0 + Duration::from_secs(45);
+    let nonce = drain(&mut s, later).remove(0).1;
+    answer(&mut s, C, &nonce, None);
+    assert_eq!(texts(&mut s, later), ["CDS a1 b1"]);
+    assert_eq!(texts(&mut s, later + Duration::from_secs(100)), [""; 0]);
+}
+
+fn answer(s: &mut Session, kind: Kind, nonce: &str, error: Option<&str>) {
+    let now = Instant::now();
+    match (s.protocol(), error) {
+        (Sotw, None) => s.on_request(&ask(kind, &[], nonce), now).unwrap(),
+        (Sotw, Some(words)) => s.on_request(&refuse(kind, &[], nonce, words), now).unwrap(),
+        (Delta, _) => s.on_delta_request(&delta_answer(kind, nonce, error), now).unwrap(),
+    };
+}
+
+#[test]
 fn good_words_after_refusals_end_the_holding_back() {
     let now = Instant::now();
     let mut s = session(Sotw, &[(C, "a", "a0")]);
