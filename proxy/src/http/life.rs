@@ -60,8 +60,13 @@ impl Life {
         self.http2.store(true, Relaxed);
     }
 
+    /// Time since the connection began.
+    pub(super) fn age(&self) -> Duration {
+        self.started.elapsed()
+    }
+
     fn now(&self) -> u64 {
-        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+        u64::try_from(self.age().as_millis()).unwrap_or(u64::MAX)
     }
 
     pub(super) fn phase(&self) -> Phase {

@@ -12,6 +12,7 @@ mod direct;
 mod edits;
 mod exchange;
 mod filters;
+mod frames;
 mod identify;
 mod life;
 pub mod path;

@@ -11,10 +11,10 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
-    task::{Context as Task, Poll, Wake, Waker},
+    task::{Context as Task, Poll, Wake, Waker, ready},
 };
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use futures_util::task::AtomicWaker;
 use http::Request;
 use hyper::{body::Incoming, server::conn::http1, server::conn::http2, service::service_fn};
@@ -25,6 +25,7 @@ use tower::Service;
 use super::{
     attempt::Attempt,
     exchange::{Conn, Exchange},
+    frames::Frames,
     life::{Life, Phase},
     stack::stack,
     upload,
@@ -49,7 +50,7 @@ where
     let conn = Arc::new(Conn { info, http, shared, life, drain: chain.drain.clone() });
     drop(chain);
     let _counted = Counted::new(&conn);
-    let mut io = Downstream { inner: io, prefix: Bytes::new(), life: Arc::clone(&conn.life) };
+    let mut io = Downstream { inner: io, prefix: Bytes::new(), life: Arc::clone(&conn.life), frames: None };
     let http2 = match conn.http.config.codec {
         Codec::Http1 => false,
         Codec::Http2 => true,
@@ -112,7 +113,7 @@ where
     }
 }
 
-async fn serve_http2<I>(io: Downstream<I>, conn: &Arc<Conn>)
+async fn serve_http2<I>(mut io: Downstream<I>, conn: &Arc<Conn>)
 where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -126,6 +127,7 @@ where
         .max_send_buf_size(SEND_BUFFER_BYTES)
         .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
         .max_local_error_reset_streams(MAX_LOCAL_RESETS);
+    io.frames = Some(Box::new(Frames::new()));
     let shared = Arc::clone(conn);
     let service = service_fn(move |request| call(request, &shared));
     let served = builder.serve_connection(TokioIo::new(io), service);
@@ -279,28 +281,49 @@ struct Downstream<I> {
     inner: I,
     prefix: Bytes,
     life: Arc<Life>,
+    /// For HTTP/2 only.
+    frames: Option<Box<Frames>>,
+}
+
+impl<I> Downstream<I> {
+    /// Notes bytes from the client.
+    fn see(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.life.bytes_read();
+        let life = &self.life;
+        match &mut self.frames {
+            Some(frames) => frames.read(bytes, || life.age()).map_err(io::Error::other),
+            None => Ok(()),
+        }
+    }
+
+    /// Notes bytes to the client.
+    fn wrote(&mut self, polled: &Poll<io::Result<usize>>) {
+        if let (Some(frames), Poll::Ready(Ok(bytes))) = (&mut self.frames, polled) {
+            frames.wrote(*bytes);
+        }
+    }
 }
 
 impl<I: AsyncRead + Unpin> AsyncRead for Downstream<I> {
     fn poll_read(mut self: Pin<&mut Self>, task: &mut Task<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if !self.prefix.is_empty() {
             let some = self.prefix.len().min(buf.remaining());
-            buf.put_slice(&self.prefix[..some]);
-            self.prefix.advance(some);
-            return Poll::Ready(Ok(()));
+            let again = self.prefix.split_to(some);
+            buf.put_slice(&again);
+            return Poll::Ready(self.see(&again));
         }
         let before = buf.filled().len();
-        let polled = Pin::new(&mut self.inner).poll_read(task, buf);
-        if buf.filled().len() > before {
-            self.life.bytes_read();
-        }
-        polled
+        ready!(Pin::new(&mut self.inner).poll_read(task, buf))?;
+        let new = &buf.filled()[before..];
+        Poll::Ready(if new.is_empty() { Ok(()) } else { self.see(new) })
     }
 }
 
 impl<I: AsyncWrite + Unpin> AsyncWrite for Downstream<I> {
     fn poll_write(mut self: Pin<&mut Self>, task: &mut Task<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write(task, buf)
+        let polled = Pin::new(&mut self.inner).poll_write(task, buf);
+        self.wrote(&polled);
+        polled
     }
 
     fn poll_write_vectored(
@@ -308,7 +331,9 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Downstream<I> {
         task: &mut Task<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write_vectored(task, bufs)
+        let polled = Pin::new(&mut self.inner).poll_write_vectored(task, bufs);
+        self.wrote(&polled);
+        polled
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -641,3 +641,20 @@ async fn flags_of_the_log_are_those_of_the_table() {
     text(proxy.answer(get(), send).await).await;
     assert!(proxy.log()[0].starts_with("503 URX,UC "), "{:?}", proxy.log());
 }
+
+#[tokio::test]
+async fn futures_and_records_stay_small() {
+    let proxy = World::to(&[]).start();
+    let exchange = proxy.exchange(get());
+    let per_try = size_of_val(&*tower::Service::call(&mut crate::http::attempt::Attempt, exchange));
+    let exchange = proxy.exchange(get());
+    let mut stack = crate::http::stack::stack(crate::http::attempt::Attempt);
+    let whole = size_of_val(&tower::Service::call(&mut stack, exchange));
+    let moved = size_of::<Exchange>();
+    let context = size_of::<crate::http::exchange::Context>();
+    for (what, bytes, most) in
+        [("a try", per_try, 4096), ("the stack", whole, 256), ("an exchange", moved, 400), ("a context", context, 400)]
+    {
+        assert!(bytes <= most, "{what} takes {bytes} bytes");
+    }
+}

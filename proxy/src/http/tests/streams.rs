@@ -219,3 +219,20 @@ async fn a_drain_sends_goaway_and_lets_streams_finish() {
     let response = waiting.await.unwrap().unwrap();
     assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "late");
 }
+
+#[tokio::test]
+async fn a_flood_of_frames_without_use_is_cut() {
+    use tokio::io::AsyncWriteExt;
+    let proxy = World::to(&[]).start();
+    let (mut read, mut write) = tokio::io::split(proxy.connect());
+    // Reading the answers to the pings keeps the flood going.
+    tokio::spawn(async move { tokio::io::copy(&mut read, &mut tokio::io::sink()).await });
+    write.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
+    let priority = [0, 0, 5, 2, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0];
+    let mut sent = 0;
+    while write.write_all(&priority).await.is_ok() {
+        sent += 1;
+        assert!(sent < 20_000, "the flood was never cut");
+    }
+    assert!(sent >= 8_000, "cut after {sent}");
+}
