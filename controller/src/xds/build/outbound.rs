@@ -46,10 +46,14 @@ struct Outbound<'a> {
 
 impl Outbound<'_> {
     fn add_mesh(&mut self, resources: &mut Resources) {
-        let Scene { mesh, workload, .. } = self.scene;
+        let Scene { mesh, workload, issued, .. } = self.scene;
         let own = &workload.identity;
         let mut configs: BTreeMap<u16, Routes> = BTreeMap::new();
-        for service in mesh.reachable_from(own) {
+        let mut reachable = mesh.reachable_from(own).peekable();
+        if reachable.peek().is_some() {
+            resources.put(Kind::Secret, tls::own_certificate_secret(own, issued));
+        }
+        for service in reachable {
             self.add_cluster_of(service, resources);
             for port in &service.ports {
                 self.add_backends(service, port, resources);
@@ -88,8 +92,7 @@ impl Outbound<'_> {
     }
 
     fn add_cluster(&self, service: &Service, target: u16, resources: &mut Resources) {
-        let Scene { mesh, workload, issued, .. } = self.scene;
-        resources.put(Kind::Secret, tls::own_certificate_secret(&workload.identity, issued));
+        let Scene { mesh, workload, .. } = self.scene;
         resources.put(Kind::Cluster, cluster::mesh_cluster(mesh, &workload.identity, service, target));
         resources.put(Kind::Endpoint, cluster::endpoints(mesh, &workload.identity, service, target));
     }
