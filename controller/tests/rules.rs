@@ -411,6 +411,57 @@ fn two_ways_into_one_pod_have_routes_of_their_own() {
 }
 
 #[test]
+fn two_services_opened_to_the_same_clients_on_one_pod_are_one_way_in() {
+    let second = service("again", "web", "10.96.0.14", json!([{"name": "http", "port": 80, "targetPort": 8080}]));
+    let mut other = ingress(
+        "b",
+        json!({"number": 8080, "protocol": "http"}),
+        json!({}),
+        json!([{"kind": "IPRange", "name": "10.9.0.0/16"}]),
+    );
+    other["spec"]["backends"][0]["name"] = json!("again");
+    let ranges = json!([{"kind": "IPRange", "name": "10.8.0.0/16"}, {"kind": "IPRange", "name": "10.9.0.0/16"}]);
+    let world = shop(&[second, ingress("a", json!({"number": 8080, "protocol": "http"}), json!({}), ranges), other]);
+    assert_eq!(ways_in(&world), ["ingress_shop/again_8080_http"]);
+    assert_eq!(world.said(), ["IngressBackend a spec.backends"]);
+}
+
+#[test]
+fn egress_to_the_address_of_a_service_goes_through_the_mesh() {
+    let egress = policy(
+        "Egress",
+        "e",
+        json!({"sources": [{"kind": "ServiceAccount", "name": "client", "namespace": "shop"}],
+        "ipAddresses": ["10.96.0.1/32", "192.0.2.1/32"], "ports": [{"number": 5432, "protocol": "tcp"}]}),
+    );
+    let world = shop(&[permissive(), egress]);
+    let chain = world.sidecar("client-0").chain(OUT, "egress-tcp.5432");
+    let ranges = chain.filter_chain_match.unwrap().prefix_ranges;
+    assert_eq!(ranges.iter().map(|r| r.address_prefix.as_str()).collect::<Vec<_>>(), ["192.0.2.1"]);
+    assert_eq!(world.said(), ["Egress e spec.ipAddresses"]);
+}
+
+#[test]
+fn names_that_a_proxy_would_refuse_do_not_reach_it() {
+    let log = object(
+        "policy.openservicemesh.io/v1alpha1",
+        "Telemetry",
+        "osm-system",
+        "t",
+        json!({"accessLog": {"format": "%NONSENSE%"}}),
+    );
+    let world = shop(&[log, config(json!({"sidecar": {"ecdhCurves": ["P-256", "P-42"], "cipherSuites": ["RC4"]}}))]);
+    let tls = &world.mesh.config().tls;
+    assert_eq!((tls.ecdh_curves.as_slice(), tls.cipher_suites.len()), (&["P-256".to_owned()][..], 0));
+    let fields: Vec<String> = world.said().iter().map(|s| s.rsplit('.').next().unwrap().to_owned()).collect();
+    assert_eq!(fields, ["cipherSuites", "ecdhCurves", "format"]);
+    assert_eq!(
+        *world.mesh.access_log(world.mesh.workloads().next().unwrap()),
+        oxmesh_controller::mesh::AccessLog::Default
+    );
+}
+
+#[test]
 fn an_ingress_names_the_target_port_and_a_mistake_gets_a_hint() {
     let world = shop(&[ingress(
         "i",

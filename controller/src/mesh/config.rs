@@ -184,7 +184,22 @@ fn tls(spec: &MeshConfigSpec, about: &mut About<'_>) -> Tls {
         about.error("spec.sidecar.tlsMaxProtocolVersion", "is below tlsMinProtocolVersion; TLSv1_3 is used");
         max = TlsVersion::V1_3;
     }
-    Tls { min, max, cipher_suites: sidecar.cipher_suites.clone(), ecdh_curves: sidecar.ecdh_curves.clone() }
+    Tls {
+        min,
+        max,
+        cipher_suites: known(&sidecar.cipher_suites, &CIPHER_SUITES, "spec.sidecar.cipherSuites", about),
+        ecdh_curves: known(&sidecar.ecdh_curves, &CURVES, "spec.sidecar.ecdhCurves", about),
+    }
+}
+
+/// A proxy refuses everything with a name that it does not know, so only names that all proxies have get through.
+fn known(names: &[String], all: &[&str], field: &str, about: &mut About<'_>) -> Vec<String> {
+    let (known, unknown): (Vec<&String>, Vec<&String>) = names.iter().partition(|name| all.contains(&name.as_str()));
+    if !unknown.is_empty() {
+        let rest = if known.is_empty() { "the default is used" } else { "the others are used" };
+        about.error(field, format!("{unknown:?} are not among {all:?}; {rest}"));
+    }
+    known.into_iter().cloned().collect()
 }
 
 /// What the object asks for and nobody does yet.
@@ -257,3 +272,14 @@ fn without_effect(spec: &MeshConfigSpec, about: &mut About<'_>) {
 
 const MIN_VALIDITY: Duration = Duration::from_secs(2);
 const MIN_RESYNC: Duration = Duration::from_secs(30);
+
+/// Suites of TLS 1.2 with forward secrecy, by OpenSSL's names.
+const CIPHER_SUITES: [&str; 6] = [
+    "ECDHE-ECDSA-AES128-GCM-SHA256",
+    "ECDHE-RSA-AES128-GCM-SHA256",
+    "ECDHE-ECDSA-AES256-GCM-SHA384",
+    "ECDHE-RSA-AES256-GCM-SHA384",
+    "ECDHE-ECDSA-CHACHA20-POLY1305",
+    "ECDHE-RSA-CHACHA20-POLY1305",
+];
+const CURVES: [&str; 3] = ["X25519", "P-256", "P-384"];

@@ -65,7 +65,7 @@ pub(super) fn ingresses(
             }
             if let Some(ingress) = ingress(key, backend, &sources, &field, &mut about) {
                 let ways = all.entry(service).or_default();
-                if ways.iter().any(|way| way.port == ingress.port && overlap(way, &ingress)) {
+                if ways.iter().any(|way| overlap(way, &ingress)) {
                     about.error(field, "another IngressBackend, earlier by name, opens the same port in the same way; this one does not count");
                 } else {
                     ways.push(ingress);
@@ -210,7 +210,10 @@ fn ingress(key: &Key, backend: &BackendSpec, sources: &Sources, field: &str, abo
 }
 
 /// Whether a proxy could not tell which of the two a connection is for.
-fn overlap(a: &Ingress, b: &Ingress) -> bool {
+pub(super) fn overlap(a: &Ingress, b: &Ingress) -> bool {
+    if a.port != b.port {
+        return false;
+    }
     let names = |i: &Ingress| i.tls.as_ref().map(|t| t.sni_hosts.clone());
     let same_names = match (names(a), names(b)) {
         (None, None) => true,

@@ -12,6 +12,7 @@ mod finding;
 mod http_match;
 mod ingress;
 mod limits;
+mod log_format;
 mod protocol;
 mod retry;
 mod service;
@@ -21,6 +22,9 @@ mod text;
 mod workload;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
 
 pub use access::{Access, Target};
 pub use config::{Config, MESH_CONFIG, Tls, TlsVersion};
@@ -107,6 +111,8 @@ impl Mesh {
             access_logs,
         };
         mesh.unused_paths(&mut findings);
+        mesh.ingress_conflicts(&mut findings);
+        mesh.egress_into_mesh(objects, &mut findings);
         findings.sort();
         findings.dedup();
         Built { mesh, findings }
@@ -208,16 +214,59 @@ impl Mesh {
         self.egresses.get(source)
     }
 
-    /// Ways into a service from outside the mesh.
+    /// Ways into a workload from outside the mesh, with the service that each opens. Of two that a proxy could not tell
+    /// apart, the first by the service's name counts.
     #[must_use]
-    pub fn ingresses(&self, service: &Key) -> &[Ingress] {
-        self.ingresses.get(service).map(Vec::as_slice).unwrap_or_default()
+    pub fn ingresses_of(&self, workload: &Workload) -> Vec<(&Service, &Ingress)> {
+        let mut ways: Vec<(&Service, &Ingress)> = Vec::new();
+        for way in self.all_ingresses_of(workload) {
+            if !ways.iter().any(|(_, other)| ingress::overlap(other, way.1)) {
+                ways.push(way);
+            }
+        }
+        ways
+    }
+
+    fn all_ingresses_of(&self, workload: &Workload) -> impl Iterator<Item = (&Service, &Ingress)> {
+        self.services_of(workload).flat_map(|service| {
+            self.ingresses.get(&service.name).into_iter().flatten().map(move |ingress| (service, ingress))
+        })
     }
 
     /// The access log of a workload.
     #[must_use]
     pub fn access_log(&self, workload: &Workload) -> &AccessLog {
         self.access_logs.of(workload)
+    }
+
+    /// Several services over one pod, opened to the same clients on one port.
+    fn ingress_conflicts(&self, findings: &mut Vec<Finding>) {
+        for workload in self.workloads.values() {
+            let kept = self.ingresses_of(workload);
+            for (service, lost) in self.all_ingresses_of(workload).filter(|way| !kept.contains(way)) {
+                let message = format!(
+                    "another service over the pods of {} is opened to the same clients on port {}; this way does not count",
+                    service.name, lost.port
+                );
+                About::new("IngressBackend", &lost.name, findings).error("spec.backends", message);
+            }
+        }
+    }
+
+    /// Egress to the address of a service: the mesh's own way there counts.
+    fn egress_into_mesh(&self, objects: &Objects, findings: &mut Vec<Finding>) {
+        let services = self.services.values().filter(|s| s.in_mesh);
+        let addresses: BTreeMap<IpAddr, &Key> =
+            services.flat_map(|s| s.dialed.iter().map(move |ip| (*ip, &s.name))).collect();
+        for (key, object) in &objects.egresses {
+            let ips = object.spec.ip_addresses.iter().filter_map(|text| text.parse::<IpNet>().ok());
+            for net in ips.filter(|net| net.prefix_len() == net.max_prefix_len()) {
+                if let Some(service) = addresses.get(&net.addr()) {
+                    let message = format!("{net} is service {service}: calls to its ports go through the mesh");
+                    About::new("Egress", key, findings).warning("spec.ipAddresses", message);
+                }
+            }
+        }
     }
 
     /// A limit of a path counts where a route has that very path. In permissive mode there is a route for each.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::finding::About;
-use super::{Finding, Workload};
+use super::{Finding, Workload, log_format};
 use crate::api::{Key, Objects};
 use crate::settings::Settings;
 
@@ -87,17 +87,20 @@ fn format(text: Option<&str>, about: &mut About<'_>) -> Option<AccessLog> {
         None | Some("") => return Some(AccessLog::Default),
         Some(text) => text,
     };
-    if !text.starts_with('{') {
-        return Some(AccessLog::Text(format!("{text}\n")));
+    let read = if text.starts_with('{') { json(text) } else { plain(text) };
+    read.map_err(|e| about.error("spec.accessLog.format", format!("{e}; this object does not count"))).ok()
+}
+
+fn json(text: &str) -> Result<AccessLog, String> {
+    let value = serde_json::from_str(text).map_err(|e| format!("begins like JSON but is not an object: {e}"))?;
+    log_format::check_json(&value)?;
+    match value {
+        serde_json::Value::Object(map) => Ok(AccessLog::Json(map)),
+        _ => Err("is JSON but not an object".to_owned()),
     }
-    match serde_json::from_str(text) {
-        Ok(map) => Some(AccessLog::Json(map)),
-        Err(e) => {
-            about.error(
-                "spec.accessLog.format",
-                format!("begins like JSON but is not an object: {e}; it does not count"),
-            );
-            None
-        }
-    }
+}
+
+fn plain(text: &str) -> Result<AccessLog, String> {
+    log_format::check(text)?;
+    Ok(AccessLog::Text(format!("{text}\n")))
 }

@@ -1,6 +1,6 @@
 //! What comes to a workload: from the mesh, from ingress, and for its metrics.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use envoy_types::pb::envoy::config::core::v3::TrafficDirection;
 use envoy_types::pb::envoy::config::listener::v3::{Filter, FilterChain, FilterChainMatch};
@@ -113,26 +113,16 @@ fn rate_limit(scene: &Scene<'_>, service: &Service, stat_prefix: &str) -> Option
 /// The chains for clients outside the mesh. Each chain's one virtual host takes all hosts, so where there are several
 /// chains each has routes of its own.
 fn add_ingress(scene: &Scene<'_>, resources: &mut Resources, chains: &mut Vec<FilterChain>) {
-    let ways: Vec<(&Service, &Ingress)> = scene
-        .mesh
-        .services_of(scene.workload)
-        .flat_map(|service| scene.mesh.ingresses(&service.name).iter().map(move |ingress| (service, ingress)))
-        .collect();
-    let mut used = BTreeSet::new();
+    let ways = scene.mesh.ingresses_of(scene.workload);
     for (service, ingress) in &ways {
         let routes_name = match ways.len() {
             1 => "rds-ingress".to_owned(),
             _ => format!("rds-ingress.{}.{}|{}", ingress.name, service.name, ingress.port),
         };
-        let chain = ingress_chain(scene, service, ingress, &routes_name);
-        // Two services over the same pods, opened to the same clients: the proxy could not tell them apart.
-        if !used.insert(format!("{:?}", chain.filter_chain_match)) {
-            continue;
-        }
+        chains.push(ingress_chain(scene, service, ingress, &routes_name));
         let mut config = Routes::new(&routes_name);
         config.add(routes::ingress_host(service, ingress));
         resources.put_any(Kind::Route, routes_name, config.encode());
-        chains.push(chain);
     }
 }
 

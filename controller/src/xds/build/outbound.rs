@@ -167,7 +167,10 @@ impl Outbound<'_> {
     /// One chain for each set of server names, so that no two chains claim the same connection.
     fn tcp_egress_chains(&self, port: u16, tcp: &TcpEgress) -> Vec<FilterChain> {
         let mut by_names: BTreeMap<&BTreeSet<String>, Vec<Option<IpNet>>> = BTreeMap::new();
-        for (range, names) in &tcp.ranges {
+        // The address of a service is the mesh's: two chains may not claim it.
+        let of_mesh =
+            |range: &IpNet| range.prefix_len() == range.max_prefix_len() && self.dialed.contains(&(range.addr(), port));
+        for (range, names) in tcp.ranges.iter().filter(|(range, _)| !range.as_ref().is_some_and(of_mesh)) {
             by_names.entry(names).or_default().push(*range);
         }
         // A chain for all addresses can't share its match with one for some: no range is the wider match.
