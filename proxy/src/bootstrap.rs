@@ -5,10 +5,14 @@
 use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use envoy_types::pb::{envoy::config::core::v3::Node, google::protobuf::Any};
+use serde_json::Value;
 
 use crate::{
     config::{Name, access_log::AccessLog, cluster::ClusterSpec, listener::Listener, tls::Secret},
-    xds::convert::{Options, Rejected, Warnings},
+    xds::{
+        convert::{self, Options, Rejected, Warnings},
+        json,
+    },
 };
 
 /// A bootstrap, converted.
@@ -93,8 +97,31 @@ pub struct Subscription {
 /// # Errors
 /// All that is wrong, with the paths of the fields.
 pub fn parse(file: Option<&str>, merged: Option<&str>, base: &Path, options: &Options) -> Result<Bootstrap, Rejected> {
-    let _ = (file, merged, base, options);
-    Err(Rejected::nameless("the bootstrap is not convertible yet".into()))
+    let mut errors = Vec::new();
+    let (mut bytes, mut warnings) = (Vec::new(), Vec::new());
+    for (text, origin) in [(file, "file"), (merged, "--config-yaml")] {
+        let Some(text) = text else { continue };
+        match encoded("envoy.config.bootstrap.v3.Bootstrap", text, options) {
+            // One encoding after the other is, by protobuf's rules, the one merged over the other.
+            Ok((encoded, warned)) => {
+                bytes.extend(encoded);
+                warnings.extend(warned);
+            }
+            Err(wrong) if file.is_some() && merged.is_some() => {
+                errors.extend(wrong.into_iter().map(|e| format!("{origin}: {e}")));
+            }
+            Err(wrong) => errors.extend(wrong),
+        }
+    }
+    if file.is_none() && merged.is_none() {
+        errors.push("neither a file nor --config-yaml was given".to_owned());
+    }
+    if !errors.is_empty() {
+        return Err(Rejected { kind: "Bootstrap", name: None, errors });
+    }
+    let mut bootstrap = convert::bootstrap(bytes, options, base)?;
+    bootstrap.warnings.splice(0..0, warnings);
+    Ok(bootstrap)
 }
 
 /// Reads the secrets of a file for SDS by `path`: YAML or JSON with a list `resources`, as of a `DiscoveryResponse`.
@@ -103,6 +130,31 @@ pub fn parse(file: Option<&str>, merged: Option<&str>, base: &Path, options: &Op
 /// # Errors
 /// All that is wrong, with the paths of the fields.
 pub fn secrets_file(text: &str, base: &Path) -> Result<Vec<(Name, Arc<Secret>)>, Rejected> {
-    let _ = (text, base);
-    Err(Rejected::nameless("files of secrets are not convertible yet".into()))
+    let options = &Options::FILE;
+    let (bytes, _) = encoded("envoy.service.discovery.v3.DiscoveryResponse", text, options)
+        .map_err(|errors| Rejected { kind: "Secrets", name: None, errors })?;
+    convert::secrets(&bytes, options, base)
 }
+
+/// The encoded message of a text in YAML or JSON, and warnings.
+fn encoded(type_name: &str, text: &str, options: &Options) -> Result<(Vec<u8>, Warnings), Vec<String>> {
+    let json = document(text).map_err(|e| vec![e])?;
+    json::encoded(type_name, &json, options.reject_unknown_fields)
+}
+
+/// A text in YAML 1.1, or in JSON, which is nearly a part of it. As in Envoy a bare `y`, `no` or `on` is a boolean.
+fn document(text: &str) -> Result<Value, String> {
+    let wrong = |e: &dyn std::fmt::Display| e.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
+    let json = if text.trim_start().starts_with('{') { serde_json::from_str(text).ok() } else { None };
+    let value: Value = match json {
+        Some(json) => json,
+        None => {
+            let options = serde_saphyr::options! { strict_booleans: false, with_snippet: false };
+            serde_saphyr::from_str_with_options(text, options).map_err(|e| format!("not valid YAML: {}", wrong(&e)))?
+        }
+    };
+    if value.is_object() { Ok(value) } else { Err("is not a mapping of field names to values".to_owned()) }
+}
+
+#[cfg(test)]
+mod tests;

@@ -79,7 +79,10 @@ pub(super) enum Value<'a> {
     Bool(bool),
     Text(&'a str),
     Bytes(&'a [u8]),
-    Enum { number: i32, defined: bool },
+    Enum {
+        number: i32,
+        defined: bool,
+    },
     /// In nanoseconds.
     Duration(i128),
     /// A message with fields of its own.
@@ -316,7 +319,10 @@ pub(super) fn skipped(rules: &[Rule]) -> bool {
 
 /// Rules of the items of a list.
 pub(super) fn items(rules: &[Rule]) -> &[Rule] {
-    rules.iter().find_map(|r| if let Rule::List { items, .. } = r { Some(items.as_slice()) } else { None }).unwrap_or(&[])
+    rules
+        .iter()
+        .find_map(|r| if let Rule::List { items, .. } = r { Some(items.as_slice()) } else { None })
+        .unwrap_or(&[])
 }
 
 /// Rules of the keys and values of a map.
@@ -434,7 +440,12 @@ mod tests {
             (CLUSTER, "name", Value::Text(""), Value::Text("c")),
             (CLUSTER, "connect_timeout", Value::Duration(0), Value::Duration(1)),
             (CLUSTER, "dns_refresh_rate", Value::Duration(1_000_000), Value::Duration(second)),
-            (CLUSTER, "lb_policy", Value::Enum { number: 77, defined: false }, Value::Enum { number: 0, defined: true }),
+            (
+                CLUSTER,
+                "lb_policy",
+                Value::Enum { number: 77, defined: false },
+                Value::Enum { number: 0, defined: true },
+            ),
             ("envoy.config.core.v3.HeaderValue", "key", Value::Text("a\r\nb"), Value::Text("a")),
             ("envoy.config.core.v3.HeaderValue", "value", Value::Text("a\0"), Value::Text("")),
             ("envoy.config.core.v3.SocketAddress", "port_value", Value::Int(65536), Value::Int(65535)),

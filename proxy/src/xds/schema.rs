@@ -17,8 +17,9 @@ use super::{
 };
 
 static DESCRIPTORS: &[u8] = include_bytes!("../../data/envoy.fds");
-static SCHEMA: LazyLock<Schema> =
-    LazyLock::new(|| Schema::index(DESCRIPTORS).expect("the embedded descriptor set is well formed: a test reads all of it"));
+static SCHEMA: LazyLock<Schema> = LazyLock::new(|| {
+    Schema::index(DESCRIPTORS).expect("the embedded descriptor set is well formed: a test reads all of it")
+});
 
 /// Option `validate.rules`, `validate.required` (oneof).
 const PGV: u32 = 1071;

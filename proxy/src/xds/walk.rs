@@ -167,7 +167,9 @@ impl Walk<'_> {
                 continue;
             };
             let at = place.at.key(key);
-            if place.validate && let Some(wrong) = pgv::check(key_rules, Value::Text(key)) {
+            if place.validate
+                && let Some(wrong) = pgv::check(key_rules, Value::Text(key))
+            {
                 self.report.error(&at, wrong);
             }
             let value = part(2).unwrap_or(Raw::Bytes(&[]));
@@ -191,7 +193,9 @@ impl Walk<'_> {
             return self.report.error(place.at, "not UTF-8");
         }
         let Some(value) = scalar(field, Some(raw)) else { return self.report.error(place.at, wire::Malformed) };
-        if place.validate && let Some(wrong) = pgv::check(rules, value) {
+        if place.validate
+            && let Some(wrong) = pgv::check(rules, value)
+        {
             return self.report.error(place.at, wrong);
         }
         if let Value::Enum { number, .. } = value {
@@ -289,7 +293,9 @@ impl Place<'_> {
 
 /// `is_optional` of filters and of per-filter settings.
 fn is_optional(message: &Message, groups: &[(u32, Values<'_>)]) -> bool {
-    let Some(field) = message.fields.iter().find(|f| f.name == "is_optional" && f.kind == Kind::Bool) else { return false };
+    let Some(field) = message.fields.iter().find(|f| f.name == "is_optional" && f.kind == Kind::Bool) else {
+        return false;
+    };
     groups.iter().any(|(n, v)| *n == field.number && v.last().is_some_and(|v| !v.is_default()))
 }
 

@@ -21,9 +21,7 @@ use super::{
     matcher,
 };
 use crate::{
-    config::access_log::{
-        AccessLog, Comparison, Format, JsonValue, LogFilter, Operator, Part, Sink, Template,
-    },
+    config::access_log::{AccessLog, Comparison, Format, JsonValue, LogFilter, Operator, Part, Sink, Template},
     xds::{path::At, schema::short},
 };
 
@@ -86,17 +84,13 @@ fn format(format: Option<&SubstitutionFormatString>, at: &At<'_>, cx: &mut Cx<'_
     let Some(format) = format else { return template(DEFAULT, true, at, cx).map(Format::Text) };
     let without_query = !format.formatters.is_empty();
     match format.format.as_ref() {
-        Some(Source::TextFormat(text)) => {
-            template(text, without_query, &at.field("text_format"), cx).map(Format::Text)
-        }
+        Some(Source::TextFormat(text)) => template(text, without_query, &at.field("text_format"), cx).map(Format::Text),
         Some(Source::TextFormatSource(source)) => {
             let at = at.field("text_format_source");
             let Ok(text) = String::from_utf8(cx.data(source, &at)?) else { return cx.refuse(&at, "not UTF-8") };
             template(&text, without_query, &at, cx).map(Format::Text)
         }
-        Some(Source::JsonFormat(json)) => {
-            object(json, without_query, &at.field("json_format"), cx).map(Format::Json)
-        }
+        Some(Source::JsonFormat(json)) => object(json, without_query, &at.field("json_format"), cx).map(Format::Json),
         None => cx.refuse(at, "needs a format"),
     }
 }
@@ -108,7 +102,8 @@ fn template(text: &str, without_query: bool, at: &At<'_>, cx: &mut Cx<'_>) -> Op
     };
     let uses = |p: &Part| matches!(p, Part::Operator(Operator::ReqWithoutQuery(..), _));
     if !without_query && template.parts.iter().any(uses) {
-        return cx.refuse(at, "%REQ_WITHOUT_QUERY% needs its formatter (envoy.formatter.req_without_query) in formatters");
+        return cx
+            .refuse(at, "%REQ_WITHOUT_QUERY% needs its formatter (envoy.formatter.req_without_query) in formatters");
     }
     Some(template)
 }

@@ -136,7 +136,8 @@ pub(super) fn direct(action: &DirectResponseAction, at: &At<'_>, cx: &mut Cx<'_>
         None => Vec::new(),
     };
     if body.len() > MAX_BODY_BYTES {
-        return cx.refuse(&body_at, format_args!("response body size is {} bytes; maximum is {MAX_BODY_BYTES}", body.len()));
+        return cx
+            .refuse(&body_at, format_args!("response body size is {} bytes; maximum is {MAX_BODY_BYTES}", body.len()));
     }
     Some(RouteAction::Direct(DirectResponse { status, body: body.into() }))
 }

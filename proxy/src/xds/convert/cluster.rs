@@ -32,7 +32,8 @@ use crate::{
     config::{
         Name,
         cluster::{
-            ClusterSpec, Discovery, DnsFamily, DnsPolicy, Limits, LoadBalancing, RetryBudget, TcpKeepalive, UpstreamHttp,
+            ClusterSpec, Discovery, DnsFamily, DnsPolicy, Limits, LoadBalancing, RetryBudget, TcpKeepalive,
+            UpstreamHttp,
         },
         tls::UpstreamTls,
     },

@@ -88,7 +88,8 @@ impl Cx<'_> {
     /// A network, host bits masked.
     pub(super) fn network(&mut self, range: &CidrRange, at: &At<'_>) -> Option<IpNet> {
         let Ok(ip) = range.address_prefix.parse::<IpAddr>() else {
-            return self.refuse(&at.field("address_prefix"), format_args!("malformed IP address: {:?}", range.address_prefix));
+            return self
+                .refuse(&at.field("address_prefix"), format_args!("malformed IP address: {:?}", range.address_prefix));
         };
         let length = range.prefix_len.as_ref().map_or(0, |l| l.value);
         let network = u8::try_from(length).ok().and_then(|l| IpNet::new(ip, l).ok());

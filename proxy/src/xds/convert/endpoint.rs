@@ -19,9 +19,10 @@ pub(super) fn assignment(a: &ClusterLoadAssignment, at: &At<'_>, cx: &mut Cx<'_>
     let policy = a.policy.as_ref();
     // Categories are drawn one after the other, so what passes is the product.
     let drops = policy.map_or(&[][..], |p| p.drop_overloads.as_slice());
-    let passing = drops.iter().filter_map(|d| d.drop_percentage.as_ref()).fold(1.0, |passing, share| {
-        passing * (1.0 - f64::from(parts_per_million(share)) / f64::from(MILLION))
-    });
+    let passing = drops
+        .iter()
+        .filter_map(|d| d.drop_percentage.as_ref())
+        .fold(1.0, |passing, share| passing * (1.0 - f64::from(parts_per_million(share)) / f64::from(MILLION)));
     Some(Assignment {
         name: cx.name(&a.cluster_name, &at.field("cluster_name"))?,
         endpoints: addresses(a, at, cx),

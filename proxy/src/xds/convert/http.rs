@@ -182,7 +182,9 @@ pub fn misfits(filters: &[HttpFilter], table: &RouteTable) -> Vec<String> {
                 _ => false,
             };
             if !fits {
-                found.push(format!("{place}: typed_per_filter_config[{name:?}]: the filter of this name is another kind"));
+                found.push(format!(
+                    "{place}: typed_per_filter_config[{name:?}]: the filter of this name is another kind"
+                ));
             }
         }
     };
@@ -241,10 +243,8 @@ pub(super) fn upgrade(
     cx: &mut Cx<'_>,
 ) -> Option<bool> {
     if !upgrade_type.eq_ignore_ascii_case("websocket") {
-        cx.report.error(
-            &at.field("upgrade_type"),
-            format_args!("{upgrade_type:?} not supported (supported: websocket)"),
-        );
+        cx.report
+            .error(&at.field("upgrade_type"), format_args!("{upgrade_type:?} not supported (supported: websocket)"));
         return before;
     }
     if before.is_some() {

@@ -9,7 +9,8 @@ use envoy_types::pb::{
             listener::v3::{
                 Filter as InFilter, FilterChain as InChain, FilterChainMatch as InMatch, Listener as InListener,
                 ListenerFilter as InListenerFilter, ListenerFilterChainMatchPredicate as InPredicate, filter,
-                filter_chain_match::ConnectionSourceType, listener_filter,
+                filter_chain_match::ConnectionSourceType,
+                listener_filter,
                 listener_filter_chain_match_predicate::{MatchSet, Rule},
             },
         },
@@ -101,12 +102,7 @@ pub(super) fn listener(l: &InListener, at: &At<'_>, cx: &mut Cx<'_>) -> Option<L
 }
 
 /// The listener filters; where a chain asks for what only the TLS inspector finds, it is added, as Envoy does.
-fn listener_filters(
-    l: &InListener,
-    chains: &[Arc<FilterChain>],
-    at: &At<'_>,
-    cx: &mut Cx<'_>,
-) -> Vec<ListenerFilter> {
+fn listener_filters(l: &InListener, chains: &[Arc<FilterChain>], at: &At<'_>, cx: &mut Cx<'_>) -> Vec<ListenerFilter> {
     let filters_at = at.field("listener_filters");
     let mut filters = Vec::with_capacity(l.listener_filters.len());
     for (i, filter) in l.listener_filters.iter().enumerate() {
@@ -327,12 +323,8 @@ fn terminal(filter: &InFilter, any: &Any, at: &At<'_>, cx: &mut Cx<'_>) -> Optio
 
 fn tcp(t: &InTcpProxy, at: &At<'_>, cx: &mut Cx<'_>) -> Option<TcpProxy> {
     let target = match t.cluster_specifier.as_ref() {
-        Some(tcp_proxy::ClusterSpecifier::Cluster(name)) => {
-            Target::Cluster(cx.name(name, &at.field("cluster"))?)
-        }
-        Some(tcp_proxy::ClusterSpecifier::WeightedClusters(w)) => {
-            weighted(w, &at.field("weighted_clusters"), cx)?
-        }
+        Some(tcp_proxy::ClusterSpecifier::Cluster(name)) => Target::Cluster(cx.name(name, &at.field("cluster"))?),
+        Some(tcp_proxy::ClusterSpecifier::WeightedClusters(w)) => weighted(w, &at.field("weighted_clusters"), cx)?,
         None => return cx.refuse(at, "needs a cluster"),
     };
     let idle_timeout = match t.idle_timeout.as_ref() {

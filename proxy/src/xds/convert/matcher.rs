@@ -71,9 +71,7 @@ pub(super) fn header(matcher: &HeaderMatcher, at: &At<'_>, cx: &mut Cx<'_>) -> O
         Some(HeaderMatchSpecifier::SafeRegexMatch(r)) => {
             plain(StringMatchKind::Regex(regex(r, &at.field("safe_regex_match"), cx)?))
         }
-        Some(HeaderMatchSpecifier::StringMatch(s)) => {
-            HeaderMatchKind::Value(string(s, &at.field("string_match"), cx)?)
-        }
+        Some(HeaderMatchSpecifier::StringMatch(s)) => HeaderMatchKind::Value(string(s, &at.field("string_match"), cx)?),
         Some(HeaderMatchSpecifier::RangeMatch(r)) => HeaderMatchKind::Range(r.start, r.end),
     };
     Some(HeaderMatch {

@@ -5,6 +5,7 @@
 mod headers;
 mod access_log;
 mod action;
+mod bootstrap;
 mod cluster;
 mod context;
 mod endpoint;
@@ -23,19 +24,20 @@ use std::{path::Path, sync::Arc};
 
 use envoy_types::pb::google::protobuf::Any;
 
+pub(crate) use self::bootstrap::{bootstrap, secrets};
 use self::context::Cx;
 pub use self::http::misfits;
 pub use self::outcome::{MAX_ERROR_BYTES, Received, Rejected, Warnings};
+use super::{
+    path::{At, Report},
+    schema, walk,
+};
 use crate::config::{
     Name,
     cluster::{Assignment, ClusterSpec},
     listener::Listener,
     route::RouteTable,
     tls::Secret,
-};
-use super::{
-    path::{At, Report},
-    schema, walk,
 };
 
 /// Type URL of a listener (LDS).

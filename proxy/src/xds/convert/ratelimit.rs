@@ -57,7 +57,10 @@ pub(super) fn network(
 ) -> Option<NetworkLocalRateLimit> {
     let at = at.field("token_bucket");
     let Some(bucket) = limit.token_bucket.as_ref() else { return cx.refuse(&at, "is required") };
-    Some(NetworkLocalRateLimit { stat_prefix: limit.stat_prefix.as_str().into(), bucket: self::bucket(bucket, &at, cx)? })
+    Some(NetworkLocalRateLimit {
+        stat_prefix: limit.stat_prefix.as_str().into(),
+        bucket: self::bucket(bucket, &at, cx)?,
+    })
 }
 
 fn bucket(bucket: &InBucket, at: &At<'_>, cx: &mut Cx<'_>) -> Option<TokenBucket> {

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use envoy_types::pb::envoy::config::rbac::v3::{
-    Permission as InPermission, Policy as InPolicy, Principal as InPrincipal, Rbac as InRbac, permission, principal, rbac,
+    Permission as InPermission, Policy as InPolicy, Principal as InPrincipal, Rbac as InRbac, permission, principal,
+    rbac,
 };
 
 use super::{context::Cx, matcher};
@@ -73,9 +74,7 @@ fn principal(principal: &InPrincipal, at: &At<'_>, cx: &mut Cx<'_>) -> Option<Pr
         Some(Identifier::OrIds(set)) => Principal::Or(principals(&set.ids, &at.field("or_ids").field("ids"), cx)?),
         Some(Identifier::NotId(not)) => Principal::Not(Box::new(self::principal(not, &at.field("not_id"), cx)?)),
         Some(Identifier::Authenticated(a)) => Principal::Authenticated(match a.principal_name.as_ref() {
-            Some(name) => {
-                Some(matcher::string(name, &at.field("authenticated").field("principal_name"), cx)?)
-            }
+            Some(name) => Some(matcher::string(name, &at.field("authenticated").field("principal_name"), cx)?),
             None => None,
         }),
         Some(Identifier::DirectRemoteIp(range)) => {

@@ -81,7 +81,8 @@ fn avoid_previous_hosts(policy: &InPolicy, at: &At<'_>, cx: &mut Cx<'_>) -> Opti
             None => predicate.name == PREVIOUS_HOSTS,
         };
         if !known {
-            return cx.refuse(&at.index(i), format_args!("{} not supported (supported: {PREVIOUS_HOSTS})", predicate.name));
+            return cx
+                .refuse(&at.index(i), format_args!("{} not supported (supported: {PREVIOUS_HOSTS})", predicate.name));
         }
     }
     Some(!policy.retry_host_predicate.is_empty())

@@ -61,7 +61,8 @@ fn host(host: &InHost, seen: &mut HashSet<String>, at: &At<'_>, cx: &mut Cx<'_>)
     for (i, domain) in host.domains.iter().enumerate() {
         let domain = domain.to_ascii_lowercase();
         if !seen.insert(domain.clone()) {
-            let reason = format_args!("Only unique values for domains are permitted. Duplicate entry of domain {domain}");
+            let reason =
+                format_args!("Only unique values for domains are permitted. Duplicate entry of domain {domain}");
             cx.report.error(&domains_at.index(i), reason);
         }
         domains.push(domain);

@@ -246,7 +246,12 @@ fn params(p: Option<&TlsParameters>, at: &At<'_>, cx: &mut Cx<'_>) -> Option<Tls
         min,
         max,
         cipher_suites: usable(&suites, &SUITES, &at.field("cipher_suites"), cx)?,
-        groups: usable(&p.ecdh_curves.iter().map(String::as_str).collect::<Vec<_>>(), &GROUPS, &at.field("ecdh_curves"), cx)?,
+        groups: usable(
+            &p.ecdh_curves.iter().map(String::as_str).collect::<Vec<_>>(),
+            &GROUPS,
+            &at.field("ecdh_curves"),
+            cx,
+        )?,
     })
 }
 

@@ -8,7 +8,7 @@ mod write;
 
 use envoy_types::pb::google::protobuf::Any;
 
-pub(super) use self::read::encode;
+use self::read::encode;
 pub use self::write::render;
 use super::{
     path::{At, Report},
@@ -31,9 +31,19 @@ pub fn read(json: &serde_json::Value) -> Result<Any, Vec<String>> {
     let Some(type_url) = json.get("@type").and_then(serde_json::Value::as_str) else {
         return Err(vec!["has no \"@type\"".to_owned()]);
     };
+    let (value, _) = encoded(schema::type_name(type_url), json, true)?;
+    Ok(Any { type_url: type_url.to_owned(), value })
+}
+
+/// Encodes the JSON form of a message; with warnings, if unknown names are not errors.
+pub(crate) fn encoded(
+    type_name: &str,
+    json: &serde_json::Value,
+    reject_unknown: bool,
+) -> Result<(Vec<u8>, Vec<String>), Vec<String>> {
     let mut report = Report::default();
-    let value = encode(schema::type_name(type_url), json, true, &At::ROOT, &mut report);
-    if report.errors.is_empty() { Ok(Any { type_url: type_url.to_owned(), value }) } else { Err(report.errors) }
+    let value = encode(type_name, json, reject_unknown, &At::ROOT, &mut report);
+    if report.errors.is_empty() { Ok((value, report.warnings)) } else { Err(report.errors) }
 }
 
 /// Messages with a JSON form of their own, other than the fields; inside an `Any` it stands under `value`.

@@ -1,8 +1,7 @@
 //! JSON to protobuf.
 
 use base64::{
-    Engine as _,
-    alphabet,
+    Engine as _, alphabet,
     engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
 };
 use serde_json::{Map, Value as Json};
@@ -14,8 +13,9 @@ use crate::xds::{
     wire::{Raw, fields, put},
 };
 
-const LENIENT: GeneralPurposeConfig =
-    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent).with_decode_allow_trailing_bits(true);
+const LENIENT: GeneralPurposeConfig = GeneralPurposeConfig::new()
+    .with_decode_padding_mode(DecodePaddingMode::Indifferent)
+    .with_decode_allow_trailing_bits(true);
 const STANDARD: GeneralPurpose = GeneralPurpose::new(&alphabet::STANDARD, LENIENT);
 const URL_SAFE: GeneralPurpose = GeneralPurpose::new(&alphabet::URL_SAFE, LENIENT);
 
@@ -165,7 +165,11 @@ impl Reader<'_> {
         let mut value = Vec::new();
         match schema::message(name) {
             // The words of Envoy's own loader; what the type may be here is judged by the walk.
-            None => return self.report.error(at, format_args!("Didn't find a registered implementation with type URL '{type_url}'")),
+            None => {
+                return self
+                    .report
+                    .error(at, format_args!("Didn't find a registered implementation with type URL '{type_url}'"));
+            }
             Some(_) if has_own_form(name) => {
                 let inner = object.get("value").unwrap_or(&Json::Null);
                 self.message(name, inner, &inside, &mut value);

@@ -107,6 +107,7 @@ fn every_mistake_is_told_with_its_path() {
 
 #[test]
 fn two_arms_of_a_oneof_are_an_error() {
-    let errors = encoded("envoy.config.core.v3.DataSource", &json!({"filename": "a", "inline_string": "b"})).unwrap_err();
+    let errors =
+        encoded("envoy.config.core.v3.DataSource", &json!({"filename": "a", "inline_string": "b"})).unwrap_err();
     assert_eq!(errors, ["inline_string: only one of filename and inline_string may be set"]);
 }

@@ -56,7 +56,11 @@ fn message(name: &str, bytes: &[u8], redact: bool, depth: usize) -> Result<Json,
             continue;
         }
         let redact = redact || field.sensitive;
-        let json = if field.repeated { list(field, &values, redact, depth)? } else { singular(field, &values, redact, depth)? };
+        let json = if field.repeated {
+            list(field, &values, redact, depth)?
+        } else {
+            singular(field, &values, redact, depth)?
+        };
         object.insert(field.name.to_owned(), json);
     }
     Ok(Json::Object(object))
@@ -207,7 +211,10 @@ fn time(name: &str, seconds: i64, nanos: i32) -> Result<Json, Malformed> {
         let (seconds, nanos) = (seconds.unsigned_abs(), nanos.unsigned_abs());
         return Ok(format!("{sign}{seconds}{}s", fraction(nanos)).into());
     }
-    let since = std::time::Duration::new(u64::try_from(seconds).map_err(|_| Malformed)?, u32::try_from(nanos).map_err(|_| Malformed)?);
+    let since = std::time::Duration::new(
+        u64::try_from(seconds).map_err(|_| Malformed)?,
+        u32::try_from(nanos).map_err(|_| Malformed)?,
+    );
     let time = std::time::UNIX_EPOCH.checked_add(since).ok_or(Malformed)?;
     Ok(humantime::format_rfc3339(time).to_string().into())
 }
