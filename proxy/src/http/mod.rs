@@ -30,7 +30,7 @@ mod stats;
 mod step;
 mod target;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 mod upgrade;

@@ -17,7 +17,7 @@ use crate::{
     telemetry::Registry,
 };
 
-pub(super) fn manager() -> HttpConnectionManager {
+pub(crate) fn manager() -> HttpConnectionManager {
     HttpConnectionManager {
         stat_prefix: "test".into(),
         codec: Codec::Auto,

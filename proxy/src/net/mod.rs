@@ -8,3 +8,6 @@ pub mod listen;
 pub mod original_dst;
 pub mod stream;
 pub mod waiting;
+
+#[cfg(test)]
+mod tests;

@@ -346,3 +346,165 @@ fn escape_json(out: &mut String, text: &str) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::Arc, time::Duration};
+
+    use http::{Method, StatusCode};
+
+    use super::super::record::{Connection, Request};
+    use super::*;
+    use crate::config::flags::Flag;
+
+    fn connection() -> Arc<Connection> {
+        Arc::new(Connection {
+            peer: "10.0.0.9:4000".parse().unwrap(),
+            local: "10.0.0.1:14001".parse().unwrap(),
+            server_name: Some("store.apps".into()),
+            tls_version: Some("TLSv1.3"),
+            peer_uri_sans: vec!["spiffe://a/b".into()],
+            peer_dns_sans: vec!["a.b".into(), "c".into()],
+            peer_subject: None,
+            listener: "in".into(),
+            chain: "".into(),
+        })
+    }
+
+    fn record(headers: &[(&'static str, &'static [u8])], needs: &Needs) -> Record {
+        let mut map = HeaderMap::new();
+        for (name, value) in headers {
+            map.append(*name, HeaderValue::from_bytes(value).unwrap());
+        }
+        let mut record = Record::new(connection());
+        let (method, version) = (&Method::GET, Version::HTTP_11);
+        let head = Request { method, version, scheme: "http", authority: "store", path: "/a?b=c", headers: &map };
+        record.request(head, &needs.request);
+        record.status = Some(StatusCode::OK);
+        record.details = Some("via upstream".into());
+        record.response_duration = Some(Duration::from_micros(3_999));
+        record.duration = Some(Duration::from_millis(7));
+        record.bytes_sent = 12;
+        record
+    }
+
+    fn text(format: &str, headers: &[(&'static str, &'static [u8])]) -> String {
+        let mut needs = Needs::default();
+        let line = Line::text(&Template::parse(format).unwrap(), &mut needs);
+        line.render(&record(headers, &needs))
+    }
+
+    fn json(fields: &[(&str, &str)], edit: impl FnOnce(&mut Record)) -> String {
+        let fields: Vec<_> =
+            fields.iter().map(|(k, v)| ((*k).to_owned(), JsonValue::Template(Template::parse(v).unwrap()))).collect();
+        let mut needs = Needs::default();
+        let line = Line::json(&fields, &mut needs);
+        let mut record = record(&[("user-agent", b"curl")], &needs);
+        edit(&mut record);
+        line.render(&record)
+    }
+
+    #[test]
+    fn text_values_are_those_of_envoy() {
+        for (format, expected) in [
+            ("%REQ(:METHOD)% %REQ(X-ENVOY-ORIGINAL-PATH?:PATH)% %PROTOCOL%", "GET /a?b=c HTTP/1.1"),
+            ("%REQ(X-ENVOY-ORIGINAL-PATH?:PATH):3%|%REQ_WITHOUT_QUERY(:PATH)%", "/a?|/a"),
+            ("%RESPONSE_CODE% %RESPONSE_CODE_DETAILS% %RESPONSE_FLAGS%", "200 via_upstream -"),
+            ("%BYTES_RECEIVED% %BYTES_SENT% %DURATION% %RESPONSE_DURATION% %REQUEST_DURATION%", "0 12 7 3 -"),
+            ("%UPSTREAM_HOST% %UPSTREAM_CLUSTER% %RESP(X)% %TRAILER(X)% %ROUTE_NAME%", "- - - - -"),
+            ("%DOWNSTREAM_REMOTE_ADDRESS% %DOWNSTREAM_LOCAL_ADDRESS_WITHOUT_PORT%", "10.0.0.9:4000 10.0.0.1"),
+            (
+                "%DOWNSTREAM_PEER_DNS_SAN% %DOWNSTREAM_PEER_URI_SAN% %DOWNSTREAM_TLS_VERSION%",
+                "a.b,c spiffe://a/b TLSv1.3",
+            ),
+            ("%REQ(user-agent)% %REQ(nope?host)% %REQUESTED_SERVER_NAME% 100%%", "curl store store.apps 100%"),
+        ] {
+            assert_eq!(text(format, &[("user-agent", b"curl")]), expected, "{format}");
+        }
+    }
+
+    #[test]
+    fn a_peer_cannot_forge_lines_or_drive_a_terminal() {
+        let hostile: &[(&str, &[u8])] = &[("x", b"a\tb \xc2\x9b1m \xff")];
+        assert_eq!(text("<%REQ(x)%>", hostile), "<a\\tb \\x9b1m \u{fffd}>");
+        let mut needs = Needs::default();
+        let line = Line::text(&Template::parse("%REQ(:PATH)% %REQ(:AUTHORITY)%\n").unwrap(), &mut needs);
+        let mut record = record(&[], &needs);
+        record.path = "/a\r\n[forged] line".into();
+        record.authority = "\u{1b}[31mred".into();
+        let out = line.render(&record);
+        assert_eq!(out, "/a\\r\\n[forged] line \\x1b[31mred\n");
+        let fields =
+            [("p".to_owned(), JsonValue::Template(Template::parse("%REQ(:PATH)% \"%REQ(:AUTHORITY)%\"").unwrap()))];
+        let out = Line::json(&fields, &mut needs).render(&record);
+        assert_eq!(out.lines().count(), 1);
+        let parsed: serde_json::Value = serde_json::from_str(&out).unwrap();
+        assert_eq!(parsed["p"], "/a\r\n[forged] line \"\u{1b}[31mred\"");
+    }
+
+    #[test]
+    fn json_has_numbers_nulls_and_strings_as_envoy_writes_them() {
+        let fields = [
+            ("authority", "%REQ(:AUTHORITY)%"),
+            ("both", "%BYTES_SENT%/%DURATION% %RESP(x)%"),
+            ("bytes_sent", "%BYTES_SENT%"),
+            ("response_code", "%RESPONSE_CODE%"),
+            ("response_flags", "%RESPONSE_FLAGS%"),
+            ("time_to_first_byte", "%RESPONSE_DURATION%"),
+            ("upstream_host", "%UPSTREAM_HOST%"),
+            ("user_agent", "%REQ(USER-AGENT)%"),
+        ];
+        assert_eq!(
+            json(&fields, |r| r.flags.set(Flag::UpstreamConnectionTermination)),
+            "{\"authority\":\"store\",\"both\":\"12/7 -\",\"bytes_sent\":12,\"response_code\":200,\
+             \"response_flags\":\"UC\",\"time_to_first_byte\":3,\"upstream_host\":null,\"user_agent\":\"curl\"}\n"
+        );
+    }
+
+    #[test]
+    fn osms_line_for_a_connection_without_a_chain() {
+        let fields = [
+            ("bytes_received", "%BYTES_RECEIVED%"),
+            ("method", "%REQ(:METHOD)%"),
+            ("path", "%REQ(X-ENVOY-ORIGINAL-PATH?:PATH)%"),
+            ("protocol", "%PROTOCOL%"),
+            ("requested_server_name", "%REQUESTED_SERVER_NAME%"),
+            ("response_code", "%RESPONSE_CODE%"),
+            ("response_code_details", "%RESPONSE_CODE_DETAILS%"),
+            ("response_flags", "%RESPONSE_FLAGS%"),
+        ];
+        let out = json(&fields, |record| {
+            *record = Record::new(connection());
+            record.flags.set(Flag::NoRouteFound);
+            record.details = Some("filter_chain_not_found".into());
+        });
+        assert_eq!(
+            out,
+            "{\"bytes_received\":0,\"method\":null,\"path\":null,\"protocol\":null,\"requested_server_name\":\
+             \"store.apps\",\"response_code\":0,\"response_code_details\":\"filter_chain_not_found\",\
+             \"response_flags\":\"NR\"}\n"
+        );
+    }
+
+    #[test]
+    fn grpc_status_comes_from_trailers_by_name() {
+        let out = json(&[("g", "%GRPC_STATUS%")], |record| {
+            record.response_trailers.insert(GRPC_STATUS, HeaderValue::from_static("14"));
+        });
+        assert_eq!(out, "{\"g\":\"Unavailable\"}\n");
+    }
+
+    #[test]
+    fn only_what_a_line_needs_is_kept_of_a_request() {
+        let mut needs = Needs::default();
+        let _line = Line::text(&Template::parse("%REQ(x-a?x-b)%").unwrap(), &mut needs);
+        let record = record(&[("x-b", b"1"), ("cookie", b"secret")], &needs);
+        assert_eq!(record.request_headers.len(), 1);
+    }
+
+    #[test]
+    fn a_cut_never_splits_a_character() {
+        assert_eq!(cut("aé", Some(2)), "a");
+        assert_eq!(cut("aé", Some(3)), "aé");
+    }
+}

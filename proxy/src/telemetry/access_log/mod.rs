@@ -182,3 +182,101 @@ impl Record {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use http::{Method, StatusCode, Version};
+
+    use super::*;
+    use crate::{
+        config::{
+            access_log::{Comparison, Sink, Template},
+            flags::Flag,
+            matcher::StringMatch,
+            route::{HeaderKey, HeaderMatch, HeaderMatchKind},
+        },
+        telemetry::Registry,
+    };
+
+    fn connection() -> Arc<Connection> {
+        Arc::new(Connection {
+            peer: "10.0.0.9:4000".parse().unwrap(),
+            local: "10.0.0.1:80".parse().unwrap(),
+            server_name: None,
+            tls_version: None,
+            peer_uri_sans: vec![],
+            peer_dns_sans: vec![],
+            peer_subject: None,
+            listener: "l".into(),
+            chain: "".into(),
+        })
+    }
+
+    #[test]
+    fn without_a_log_there_is_no_record() {
+        assert!(Arc::new(Loggers::default()).begin(&connection()).is_none());
+    }
+
+    #[test]
+    fn each_log_writes_what_its_filter_takes_once_when_the_record_ends() {
+        let dir = tempfile::tempdir().unwrap();
+        let sinks = Sinks::new(&Registry::default());
+        let header = HeaderMatch {
+            name: HeaderKey::Name(HeaderName::from_static("x-debug")),
+            kind: HeaderMatchKind::Value(StringMatch::exact("1")),
+            invert: false,
+            missing_as_empty: false,
+        };
+        let filters = [
+            ("all", None),
+            ("errors", Some(LogFilter::StatusCode(Comparison::Ge(500)))),
+            ("flagged", Some(LogFilter::ResponseFlag(vec![]))),
+            ("uf", Some(LogFilter::ResponseFlag(vec!["UF".into()]))),
+            ("debug", Some(LogFilter::Header(header.clone()))),
+            ("slow", Some(LogFilter::Duration(Comparison::Ge(60_000)))),
+            (
+                "or",
+                Some(LogFilter::Or(vec![
+                    LogFilter::Header(header.clone()),
+                    LogFilter::StatusCode(Comparison::Eq(503)),
+                ])),
+            ),
+            ("and", Some(LogFilter::And(vec![LogFilter::Header(header), LogFilter::StatusCode(Comparison::Eq(503))]))),
+        ];
+        let logs: Vec<_> = filters
+            .into_iter()
+            .map(|(name, filter)| AccessLog {
+                sink: Sink::File(dir.path().join(name)),
+                format: Format::Text(Template::parse("%REQ(:PATH)%\n").unwrap()),
+                filter,
+            })
+            .collect();
+        let loggers = Arc::new(Loggers::build(&logs, &sinks).unwrap());
+        for (path, status, flag, debug) in [("/ok", 200, None, "1"), ("/broken", 503, Some(Flag::NoRouteFound), "0")] {
+            let mut headers = HeaderMap::new();
+            headers.insert("x-debug", debug.parse().unwrap());
+            let mut entry = loggers.begin(&connection()).unwrap();
+            let (method, version) = (&Method::GET, Version::HTTP_11);
+            entry.request(Request { method, version, scheme: "http", authority: "", path, headers: &headers });
+            entry.status = StatusCode::from_u16(status).ok();
+            if let Some(flag) = flag {
+                entry.flags.set(flag);
+            }
+        }
+        sinks.flush(Duration::from_secs(10));
+        for (name, expected) in [
+            ("all", "/ok\n/broken\n"),
+            ("errors", "/broken\n"),
+            ("flagged", "/broken\n"),
+            ("uf", ""),
+            ("debug", "/ok\n"),
+            ("slow", ""),
+            ("or", "/ok\n/broken\n"),
+            ("and", ""),
+        ] {
+            assert_eq!(std::fs::read_to_string(dir.path().join(name)).unwrap(), expected, "{name}");
+        }
+    }
+}
