@@ -227,7 +227,7 @@ mod tests {
             (mysql.clone(), 3307, false),
             (PortPredicate::Range(1, 65_536), 65_535, true),
             (PortPredicate::Or(vec![mysql.clone(), web.clone()]), 80, true),
-            (PortPredicate::And(vec![mysql.clone(), web.clone()]), 80, false),
+            (PortPredicate::And(vec![mysql, web.clone()]), 80, false),
             (PortPredicate::Not(Box::new(web)), 80, false),
             (PortPredicate::Any, 1, true),
         ] {

@@ -346,7 +346,7 @@ mod tests {
             (hello_of(&[name(b"a\0b")], 64), broken.clone()),
             (hello_of(&[name(b"")], 64), broken.clone()),
             (hello_of(&[name(b"a"), name(b"b")], 64), broken.clone()),
-            (hello_of(&[(0, vec![0, 9, 0])], 64), broken.clone()),
+            (hello_of(&[(0, vec![0, 9, 0])], 64), broken),
             (hello_of(&[(21, vec![0; 30_000])], 16_000), Verdict::Refused("ClientHello is longer than 16 KiB")),
             (vec![22, 3, 1, 0, 2, 1, 0, 22, 9], Verdict::Refused("broken TLS record")),
             // A ServerHello, an alert, an empty record: no client of ours speaks so.

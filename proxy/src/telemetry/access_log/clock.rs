@@ -21,7 +21,7 @@ pub(super) fn print(out: &mut String, at: SystemTime, format: Option<&str>) {
         out.push_str(&rest[..percent]);
         rest = &rest[percent + 1..];
         let length = time_conversion(rest).unwrap_or(0);
-        convert(out, at, rest[..length].as_bytes());
+        convert(out, at, &rest.as_bytes()[..length]);
         rest = &rest[length..];
     }
     out.push_str(rest);

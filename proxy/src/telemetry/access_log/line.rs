@@ -310,10 +310,9 @@ impl Needs {
 
 /// The first `length` bytes, less where that would split a character.
 fn cut(text: &str, length: Option<usize>) -> &str {
-    match length {
-        Some(length) if length < text.len() => &text[..text.floor_char_boundary(length)],
-        _ => text,
-    }
+    let Some(length) = length.filter(|length| *length < text.len()) else { return text };
+    let whole = (0..=length).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+    &text[..whole]
 }
 
 /// Escapes control characters: line ends would forge lines, ESC would drive the reader's terminal.
