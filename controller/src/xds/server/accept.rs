@@ -1,6 +1,6 @@
 //! Accepting connections: TCP, TLS with a client certificate, and who that certificate says it is.
 //!
-//! A slow or silent peer holds up nobody: handshakes run beside each other, bounded in number and
+//! A slow or silent peer holds up nobody: handshakes run beside each other, many at once and bounded in
 //! time. The configuration is swapped whole when the server's certificate is renewed; open
 //! connections stay.
 
@@ -246,6 +246,6 @@ impl AsyncWrite for Connection {
     }
 }
 
-const MAX_HANDSHAKES: usize = 128;
+const MAX_HANDSHAKES: usize = 1024;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);

@@ -394,6 +394,21 @@ async fn a_request_beyond_the_bound_ends_only_its_own_stream() {
 }
 
 #[tokio::test]
+async fn silent_and_talking_strangers_hold_up_nobody() {
+    let f = fixture(DAY).await;
+    let mut strangers = vec![];
+    for n in 0..200u32 {
+        let mut tcp = TcpStream::connect(f.address).await.unwrap();
+        if n % 2 == 0 {
+            let noise: Vec<u8> = (0..200).map(|_| fastrand::u8(..)).collect();
+            tokio::io::AsyncWriteExt::write_all(&mut tcp, &noise).await.unwrap();
+        }
+        strangers.push(tcp);
+    }
+    f.stream(&buyer("u1"), "u1").await.unwrap().next().await.unwrap();
+}
+
+#[tokio::test]
 async fn stopping_the_server_ends_its_streams_with_a_reason() {
     let f = fixture(DAY).await;
     let mut client = f.stream(&buyer("u1"), "u1").await.unwrap();
