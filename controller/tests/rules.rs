@@ -501,6 +501,25 @@ fn retries_need_the_flag_and_apply_to_one_source_and_service() {
 }
 
 #[test]
+fn a_limit_of_a_path_needs_a_route_with_that_path_in_policy_mode() {
+    let limit = |path: &str| {
+        let limit = json!({"path": path, "rateLimit": {"local": {"requests": 1, "unit": "second"}}});
+        policy("UpstreamTrafficSetting", "u", json!({"host": "web.shop.svc.cluster.local", "httpRoutes": [limit]}))
+    };
+    let limited = |world: &World| {
+        let routes = world.sidecar("web-0").routes("rds-inbound.8080").virtual_hosts.remove(0).routes;
+        routes.iter().filter(|r| r.typed_per_filter_config.contains_key("envoy.filters.http.local_ratelimit")).count()
+    };
+    let allow = target("client", "web", "HTTPRouteGroup", "all");
+    let other = shop(&[allow.clone(), limit("/slow")]);
+    assert_eq!((limited(&other), other.said()), (0, vec!["UpstreamTrafficSetting u spec.httpRoutes".to_owned()]));
+    let same = shop(&[allow, limit(".*")]);
+    assert_eq!((limited(&same), same.said().len()), (1, 0));
+    let open = shop(&[permissive(), limit("/slow")]);
+    assert_eq!((limited(&open), open.said().len()), (1, 0));
+}
+
+#[test]
 fn servers_say_who_answers_unless_told_not_to() {
     let headers = |world: &World| {
         let all = world.sidecar("web-0").routes("rds-inbound.8080").response_headers_to_add;

@@ -15,6 +15,8 @@ use crate::api::{
 /// Limits of one service.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Limits {
+    /// The object.
+    pub name: Key,
     /// What clients keep to.
     pub connections: ConnectionLimits,
     /// New connections that the service's proxy takes.
@@ -87,7 +89,7 @@ pub(super) fn limits(
         if !services.contains_key(&service) {
             about.warning("spec.host", format!("there is no service {service} (yet)"));
         }
-        let read = read(object, &mut about);
+        let read = read(key, object, &mut about);
         match all.entry(service) {
             std::collections::btree_map::Entry::Vacant(entry) => {
                 entry.insert(read);
@@ -103,7 +105,7 @@ pub(super) fn limits(
     all
 }
 
-fn read(object: &UpstreamTrafficSetting, about: &mut About<'_>) -> Limits {
+fn read(key: &Key, object: &UpstreamTrafficSetting, about: &mut About<'_>) -> Limits {
     let spec = &object.spec;
     let connections = spec.connection_settings.as_ref().map(|c| connections(c, about)).unwrap_or_default();
     let local = local(spec.rate_limit.as_ref(), about);
@@ -128,7 +130,7 @@ fn read(object: &UpstreamTrafficSetting, about: &mut About<'_>) -> Limits {
             about.error(format!("{field}.path"), format!("{:?} is there twice; the last counts", route.path));
         }
     }
-    Limits { connections, tcp_rate: local.0, http_rate: local.1, paths }
+    Limits { name: key.clone(), connections, tcp_rate: local.0, http_rate: local.1, paths }
 }
 
 /// Reads the limits that clients keep to.

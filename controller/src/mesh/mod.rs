@@ -282,7 +282,7 @@ impl Mesh {
                 let message = format!(
                     "no HTTPRouteGroup that a TrafficTarget uses for service {key} has the path {path:?}, letter for letter"
                 );
-                About::new("UpstreamTrafficSetting", key, findings).warning("spec.httpRoutes", message);
+                About::new("UpstreamTrafficSetting", &limits.name, findings).warning("spec.httpRoutes", message);
             }
         }
     }
