@@ -5,14 +5,17 @@
 use std::{
     any::Any,
     convert::Infallible,
-    future::Future,
-    panic::AssertUnwindSafe,
+    future::{Future, Ready},
+    panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
     sync::Arc,
     task::{Context as Task, Poll, ready},
 };
 
-use futures_util::{FutureExt, future::CatchUnwind};
+use futures_util::{
+    FutureExt,
+    future::{CatchUnwind, Either},
+};
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use http_body::Body as _;
 use pin_project_lite::pin_project;
@@ -65,7 +68,11 @@ where
 
     fn call(&mut self, exchange: Exchange) -> Self::Future {
         let finish = Finish::begin(&exchange.cx);
-        let inner = AssertUnwindSafe(self.inner.call(exchange)).catch_unwind();
+        // Most policies decide within this call, the others in its future: a fault of either is caught.
+        let inner = match catch_unwind(AssertUnwindSafe(|| self.inner.call(exchange))) {
+            Ok(future) => Either::Left(AssertUnwindSafe(future).catch_unwind()),
+            Err(panic) => Either::Right(std::future::ready(Err(panic))),
+        };
         RecordFuture { finish: Some(finish), inner }
     }
 }
@@ -75,9 +82,11 @@ pin_project! {
     pub(super) struct RecordFuture<F> {
         finish: Option<Box<Finish>>,
         #[pin]
-        inner: CatchUnwind<AssertUnwindSafe<F>>,
+        inner: Caught<F>,
     }
 }
+
+type Caught<F> = Either<CatchUnwind<AssertUnwindSafe<F>>, Ready<Result<Outcome, Box<dyn Any + Send>>>>;
 
 impl<F: Future<Output = Outcome>> Future for RecordFuture<F> {
     type Output = Result<Response<Body>, Infallible>;

@@ -195,7 +195,9 @@ async fn a_fault_of_the_proxy_answers_500_and_is_counted() {
     let proxy = World::to(&[]).start();
     let response = proxy.answer(get(), |_| async { panic!("a test asks for it") }).await;
     assert_eq!(response.status(), 500);
-    assert_eq!(proxy.stat("http.test.downstream_rq_panicked"), 1);
+    let at_once = |_| -> std::future::Ready<Result<Response<Body>, Refusal>> { panic!("a test asks for it") };
+    assert_eq!(proxy.answer(get(), at_once).await.status(), 500);
+    assert_eq!(proxy.stat("http.test.downstream_rq_panicked"), 2);
 }
 
 #[tokio::test]

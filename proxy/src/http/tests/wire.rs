@@ -407,3 +407,74 @@ async fn h2c_upgrades_are_ignored() {
         "GET / HTTP/1.1\r\nhost: h\r\nconnection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: x\r\n\r\n";
     assert_eq!(status(&World::to(&[to]).start().talk(request).await), "200");
 }
+
+#[tokio::test]
+async fn the_body_of_a_refused_request_is_never_read_as_the_next_request() {
+    let next = "GET /smuggled HTTP/1.1\r\nhost: h\r\n\r\n";
+    for expect in ["", "expect: 100-continue\r\n"] {
+        for framing in [format!("content-length: {}\r\n", next.len()), "transfer-encoding: chunked\r\n".to_owned()] {
+            // No route: the answer comes before the body was read.
+            let proxy = World::new().start();
+            let mut client = proxy.connect();
+            let request = format!("POST /first HTTP/1.1\r\nhost: h\r\n{expect}{framing}\r\n");
+            client.write_all(request.as_bytes()).await.unwrap();
+            let answer = head(&mut client).await;
+            assert_eq!(status(&answer), "404", "{answer}");
+            let body = if framing.starts_with('t') {
+                format!("{:x}\r\n{next}\r\n0\r\n\r\n", next.len())
+            } else {
+                next.to_owned()
+            };
+            let _gone = client.write_all(body.as_bytes()).await;
+            read_all(&mut client).await;
+            assert!(proxy.log().iter().all(|line| !line.contains("smuggled")), "{:?}", proxy.log());
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_expectation_is_met_by_the_proxy_and_goes_no_further() {
+    let to = server(|mut stream| async move {
+        let head = head(&mut stream).await;
+        assert!(!head.contains("\r\nexpect:"), "{head}");
+        let mut body = [0; 2];
+        stream.read_exact(&mut body).await.unwrap();
+        stream.write_all(OK.as_bytes()).await.unwrap();
+    })
+    .await;
+    let proxy = World::to(&[to]).start();
+    let mut client = proxy.connect();
+    client.write_all(b"POST / HTTP/1.1\r\nhost: h\r\nexpect: 100-continue\r\ncontent-length: 2\r\n\r\n").await.unwrap();
+    assert_eq!(status(&head(&mut client).await), "100");
+    client.write_all(b"ab").await.unwrap();
+    assert_eq!(status(&head(&mut client).await), "200");
+}
+
+#[tokio::test]
+async fn broken_chunks_reach_no_server_as_a_whole_request_and_end_the_connection() {
+    for chunks in [
+        "0x2\r\nab\r\n0\r\n\r\n",
+        "2\r\nabc\r\n0\r\n\r\n",
+        "-1\r\n\r\n",
+        "fffffffffffffffff\r\nx",
+        "2;\nx\r\nab\r\n0\r\n\r\n",
+    ] {
+        let (told, mut tell) = tokio::sync::mpsc::unbounded_channel();
+        let to = server(move |mut stream| {
+            let told = told.clone();
+            async move { told.send(read_all(&mut stream).await).unwrap() }
+        })
+        .await;
+        let proxy = World::to(&[to]).start();
+        let request = format!(
+            "POST / HTTP/1.1\r\nhost: h\r\ntransfer-encoding: chunked\r\n\r\n{chunks}GET /next HTTP/1.1\r\nhost: h\r\n\r\n"
+        );
+        let answer = proxy.talk(&request).await;
+        assert!(answer.matches("HTTP/1.1 ").count() <= 1, "{chunks:?}: {answer}");
+        assert_ne!(status(&answer), "200", "{chunks:?}: {answer}");
+        if let Ok(Some(seen)) = tokio::time::timeout(Duration::from_secs(1), tell.recv()).await {
+            assert!(!seen.ends_with("0\r\n\r\n") && !seen.contains("/next"), "{chunks:?}: {seen}");
+        }
+        assert!(proxy.log().iter().all(|line| !line.contains("/next")), "{:?}", proxy.log());
+    }
+}
