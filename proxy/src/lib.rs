@@ -8,6 +8,8 @@
 //! A module imports only what stands above it in this list: `config`, `body`, `telemetry`, `error`, `tls`, `upstream`,
 //! `drain`, `snapshot`, `net`, `tcp`, `http`, `xds`, `bootstrap`, `admin`, `app`.
 
+pub mod admin;
+pub mod app;
 pub mod args;
 pub mod body;
 pub mod bootstrap;

@@ -118,6 +118,16 @@ impl Assembler {
         &self.waiting_listeners
     }
 
+    /// The secrets that clusters and chains use.
+    #[must_use]
+    pub fn secrets(&self, snapshot: &Snapshot) -> BTreeMap<Name, Arc<Secret>> {
+        let upstream = self.active.values().filter_map(|tended| tended.secrets.as_ref());
+        let chains = snapshot.listeners.values().flat_map(|l| l.chains.iter().chain(&l.default_chain));
+        let downstream = chains.map(|chain| &chain.secrets);
+        let both = upstream.chain(downstream).flat_map(|s| [&s.certificate, &s.validation]);
+        both.flatten().cloned().collect()
+    }
+
     /// All clusters of the bootstrap are in force.
     #[must_use]
     pub fn static_clusters_ready(&self) -> bool {

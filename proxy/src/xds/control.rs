@@ -20,7 +20,7 @@ use super::{
     state::{Client, Counts},
 };
 use crate::{
-    config::Name,
+    config::{Name, tls::Secret},
     drain::Drain,
     snapshot::Shared,
     telemetry::{Registry, Scope},
@@ -39,6 +39,8 @@ pub struct Status {
     pub waiting_listeners: BTreeSet<Name>,
     /// What can't be put in force, by resource.
     pub faults: BTreeMap<String, String>,
+    /// Certificates and validation contexts in use.
+    pub secrets: BTreeMap<Name, Arc<Secret>>,
 }
 
 /// What the loop works on.
@@ -90,6 +92,7 @@ impl Control {
             warming: self.assembler.warming(),
             waiting_listeners,
             faults: self.assembler.faults().clone(),
+            secrets: self.assembler.secrets(&snapshot),
         }));
     }
 
