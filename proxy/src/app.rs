@@ -23,7 +23,7 @@ use tokio::{sync::Notify, time::Instant};
 use crate::{
     args::{Args, Mode},
     bootstrap::{self, Api, Bootstrap},
-    logging::{self, Logging},
+    logging,
     snapshot::Shared,
     telemetry::mesh::{MeshStats, Workload},
     upstream::{SystemResolver, Upstreams},
