@@ -28,7 +28,8 @@ pub(crate) fn objects(scenario: &str) -> Objects {
 }
 
 fn data() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/osm-golden")
+    // From this package and from its neighbours.
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../controller/tests/data/osm-golden")
 }
 
 fn add(text: &str, objects: &mut Objects) {
