@@ -23,6 +23,8 @@ pub struct ClusterSpec {
     pub max_requests_per_connection: Option<u32>,
     /// HTTP version spoken to endpoints.
     pub http: UpstreamHttp,
+    /// Pings on HTTP/2 connections that are in use (`connection_keepalive`); none = none.
+    pub http2_keepalive: Option<Http2Keepalive>,
     /// Idle pooled connections are closed after this; 1 h by default, zero = never.
     pub idle_timeout: Duration,
     /// TLS towards endpoints; none = plaintext.
@@ -190,6 +192,15 @@ pub enum UpstreamHttp {
     Http2,
     /// As the downstream request came (`use_downstream_protocol_config`).
     UseDownstream,
+}
+
+/// HTTP/2 keepalive (Envoy's `KeepaliveSettings`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Http2Keepalive {
+    /// Time between pings.
+    pub interval: Duration,
+    /// A connection whose ping is not answered in this time is closed.
+    pub timeout: Duration,
 }
 
 /// TCP keepalive.

@@ -172,7 +172,14 @@ pub(super) async fn http2(
 ) -> Result<(http2::SendRequest<Body>, Arc<Flags>), UpstreamError> {
     let flags = socket.flags().clone();
     let window = cluster.spec().buffer_limit_bytes.clamp(64 * 1024, 16 << 20);
-    let (sender, connection) = http2::Builder::new(TokioExecutor::new())
+    let mut builder = http2::Builder::new(TokioExecutor::new());
+    if let Some(keepalive) = cluster.spec().http2_keepalive {
+        builder
+            .keep_alive_interval(keepalive.interval)
+            .keep_alive_timeout(keepalive.timeout)
+            .keep_alive_while_idle(true);
+    }
+    let (sender, connection) = builder
         .timer(TokioTimer::new())
         .initial_stream_window_size(window)
         .initial_connection_window_size(window.saturating_mul(4).min(64 << 20))

@@ -92,6 +92,7 @@ fn cluster(toy: &Toy) -> ClusterSpec {
         lb: LoadBalancing::RoundRobin,
         limits: Limits::default(),
         max_requests_per_connection: None,
+        http2_keepalive: None,
         http: UpstreamHttp::Http1,
         idle_timeout: Duration::from_secs(3600),
         tls: (!toy.sds.is_empty()).then_some(UpstreamTls { common, sni: None }),

@@ -41,7 +41,7 @@ use super::{
 };
 use crate::{
     bootstrap::{Ads, Api},
-    config::cluster::ClusterSpec,
+    config::cluster::{ClusterSpec, Http2Keepalive},
     snapshot::Shared,
     telemetry::Scope,
     upstream::{Cluster, PickContext, UpstreamConn},
@@ -142,14 +142,15 @@ impl Session<'_> {
         let cluster = self.stream.shared.store.current().clusters.get(name).cloned();
         let cluster = cluster.filter(|cluster| cluster.is_ready()).ok_or_else(|| Ended::NotReady(Arc::clone(name)))?;
         let timeout = cluster.spec().connect_timeout;
+        let keepalive = cluster.spec().http2_keepalive.unwrap_or(PINGS);
         let connector = tower::service_fn(move |_: Uri| {
             let cluster = Arc::clone(&cluster);
             async move { dial(&cluster).await.map(TokioIo::new) }
         });
         Endpoint::from_static("http://control-plane")
             .connect_timeout(timeout)
-            .http2_keep_alive_interval(PING_INTERVAL)
-            .keep_alive_timeout(PING_TIMEOUT)
+            .http2_keep_alive_interval(keepalive.interval)
+            .keep_alive_timeout(keepalive.timeout)
             .keep_alive_while_idle(true)
             .connect_with_connector(connector)
             .await
@@ -373,10 +374,8 @@ impl Backoff {
 const BACKOFF_BASE: Duration = Duration::from_millis(500);
 /// Last bound.
 const BACKOFF_MAX: Duration = Duration::from_secs(30);
-/// Time between HTTP/2 pings.
-const PING_INTERVAL: Duration = Duration::from_secs(310);
-/// Wait for the answer to a ping.
-const PING_TIMEOUT: Duration = Duration::from_secs(20);
+/// Unless the cluster says otherwise.
+const PINGS: Http2Keepalive = Http2Keepalive { interval: Duration::from_secs(310), timeout: Duration::from_secs(20) };
 /// Largest response taken.
 const MAX_MESSAGE_BYTES: usize = 64 << 20;
 /// Requests that may wait for the server to read.

@@ -193,6 +193,7 @@ pub(super) fn cluster_spec(name: &str, endpoints: &[SocketAddr]) -> ClusterSpec 
         lb: LoadBalancing::RoundRobin,
         limits: Limits::default(),
         max_requests_per_connection: None,
+        http2_keepalive: None,
         http: UpstreamHttp::Http1,
         idle_timeout: Duration::from_secs(3600),
         tls: None,

@@ -118,6 +118,7 @@ impl Plan {
             lb: LoadBalancing::RoundRobin,
             limits: Limits::default(),
             max_requests_per_connection: None,
+            http2_keepalive: None,
             http: UpstreamHttp::Http1,
             idle_timeout: Duration::ZERO,
             tls: None,

@@ -57,6 +57,7 @@ fn spec(discovery: Discovery) -> ClusterSpec {
         lb: LoadBalancing::RoundRobin,
         limits: Limits::default(),
         max_requests_per_connection: None,
+        http2_keepalive: None,
         http: UpstreamHttp::Http1,
         idle_timeout: Duration::from_secs(3600),
         tls: None,

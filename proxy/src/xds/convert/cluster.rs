@@ -32,8 +32,8 @@ use crate::{
     config::{
         Name,
         cluster::{
-            ClusterSpec, Discovery, DnsFamily, DnsPolicy, Limits, LoadBalancing, RetryBudget, TcpKeepalive,
-            UpstreamHttp,
+            ClusterSpec, Discovery, DnsFamily, DnsPolicy, Http2Keepalive, Limits, LoadBalancing, RetryBudget,
+            TcpKeepalive, UpstreamHttp,
         },
         tls::UpstreamTls,
     },
@@ -71,6 +71,7 @@ pub(super) fn cluster(c: &InCluster, at: &At<'_>, cx: &mut Cx<'_>) -> Option<Clu
         limits: limits?,
         max_requests_per_connection: http.max_requests.or(max_requests(c)),
         http: http.version,
+        http2_keepalive: http.keepalive,
         idle_timeout: http.idle_timeout,
         tls: tls?,
         tcp_keepalive: keepalive(c, at, cx),
@@ -232,12 +233,14 @@ fn limits(breakers: Option<&CircuitBreakers>, at: &At<'_>, cx: &mut Cx<'_>) -> O
 
 struct Http {
     version: UpstreamHttp,
+    keepalive: Option<Http2Keepalive>,
     idle_timeout: Duration,
     max_requests: Option<u32>,
 }
 
 fn http(c: &InCluster, at: &At<'_>, cx: &mut Cx<'_>) -> Option<Http> {
-    let default = Http { version: UpstreamHttp::Http1, idle_timeout: IDLE_TIMEOUT, max_requests: None };
+    let default =
+        Http { version: UpstreamHttp::Http1, keepalive: None, idle_timeout: IDLE_TIMEOUT, max_requests: None };
     let options_at = at.field("typed_extension_protocol_options");
     let mut options = None;
     for (key, any) in &c.typed_extension_protocol_options {
@@ -250,15 +253,14 @@ fn http(c: &InCluster, at: &At<'_>, cx: &mut Cx<'_>) -> Option<Http> {
     let at = options_at.key(HTTP_OPTIONS);
     let config: HttpProtocolOptions = cx.decode(any, &at)?;
     let at = at.inside(&any.type_url);
-    let version = match config.upstream_protocol_options.as_ref() {
+    let (version, keepalive) = match config.upstream_protocol_options.as_ref() {
         Some(UpstreamProtocolOptions::ExplicitHttpConfig(explicit)) => {
             explicit_version(explicit, &at.field("explicit_http_config"), cx)?
         }
         Some(UpstreamProtocolOptions::UseDownstreamProtocolConfig(config)) => {
             let at = at.field("use_downstream_protocol_config");
             h1_defaults(config.http_protocol_options.as_ref(), &at, cx);
-            h2_defaults(config.http2_protocol_options.as_ref(), &at, cx);
-            UpstreamHttp::UseDownstream
+            (UpstreamHttp::UseDownstream, h2(config.http2_protocol_options.as_ref(), &at, cx))
         }
         _ => return cx.refuse(&at, "needs explicit_http_config or use_downstream_protocol_config"),
     };
@@ -275,19 +277,20 @@ fn http(c: &InCluster, at: &At<'_>, cx: &mut Cx<'_>) -> Option<Http> {
     }
     let idle = cx.duration(common.idle_timeout.as_ref(), &common_at.field("idle_timeout"));
     let max_requests = common.max_requests_per_connection.as_ref().map(|m| m.value).filter(|m| *m > 0);
-    Some(Http { version, idle_timeout: idle.unwrap_or(IDLE_TIMEOUT), max_requests })
+    Some(Http { version, keepalive, idle_timeout: idle.unwrap_or(IDLE_TIMEOUT), max_requests })
 }
 
-fn explicit_version(explicit: &ExplicitHttpConfig, at: &At<'_>, cx: &mut Cx<'_>) -> Option<UpstreamHttp> {
+fn explicit_version(
+    explicit: &ExplicitHttpConfig,
+    at: &At<'_>,
+    cx: &mut Cx<'_>,
+) -> Option<(UpstreamHttp, Option<Http2Keepalive>)> {
     match explicit.protocol_config.as_ref() {
         Some(ProtocolConfig::HttpProtocolOptions(options)) => {
             h1_defaults(Some(options), at, cx);
-            Some(UpstreamHttp::Http1)
+            Some((UpstreamHttp::Http1, None))
         }
-        Some(ProtocolConfig::Http2ProtocolOptions(options)) => {
-            h2_defaults(Some(options), at, cx);
-            Some(UpstreamHttp::Http2)
-        }
+        Some(ProtocolConfig::Http2ProtocolOptions(options)) => Some((UpstreamHttp::Http2, h2(Some(options), at, cx))),
         _ => cx.refuse(at, "needs http_protocol_options or http2_protocol_options"),
     }
 }
@@ -304,14 +307,23 @@ fn h1_defaults(
     }
 }
 
-fn h2_defaults(
+/// The pings that are asked for; the rest is the connection manager's.
+fn h2(
     options: Option<&envoy_types::pb::envoy::config::core::v3::Http2ProtocolOptions>,
     at: &At<'_>,
     cx: &mut Cx<'_>,
-) {
-    if options.is_some_and(|o| o.max_concurrent_streams.is_some()) {
-        let at = at.field("http2_protocol_options");
+) -> Option<Http2Keepalive> {
+    let (options, at) = (options?, at.field("http2_protocol_options"));
+    if options.max_concurrent_streams.is_some() {
         cx.report.error(&at.field("max_concurrent_streams"), "not supported for clusters");
+    }
+    let keepalive = options.connection_keepalive.as_ref()?;
+    let at = at.field("connection_keepalive");
+    let interval = cx.duration(keepalive.interval.as_ref(), &at.field("interval"));
+    let timeout = cx.duration(keepalive.timeout.as_ref(), &at.field("timeout"));
+    match (interval, timeout) {
+        (Some(interval), Some(timeout)) => Some(Http2Keepalive { interval, timeout }),
+        _ => cx.refuse(&at, "needs interval and timeout"),
     }
 }
 

@@ -43,6 +43,10 @@ pub(super) fn manager(m: &Manager, at: &At<'_>, cx: &mut Cx<'_>) -> Option<HttpC
             cx.report.error(&at.field("route_config"), misfit);
         }
     }
+    if m.http2_protocol_options.as_ref().is_some_and(|o| o.connection_keepalive.is_some()) {
+        let at = at.field("http2_protocol_options");
+        cx.report.error(&at.field("connection_keepalive"), "only supported for clusters");
+    }
     let common = common(m.common_http_protocol_options.as_ref(), at, cx);
     let or = |value: Option<Duration>, default: Duration| value.unwrap_or(default);
     Some(HttpConnectionManager {
