@@ -1,6 +1,10 @@
 //! What the real OSM sends its sidecars is accepted: all of scenarios 01 to 09, and of 10 all but what is listed here.
 
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::Path,
+};
 
 use oxmesh_proxy::xds::{
     convert::{self, Options},
@@ -81,4 +85,42 @@ fn scenario_10_is_refused_where_it_asks_for_what_we_do_not_have() {
         format!("{manager}.tracing: not supported"),
     ];
     assert_eq!(refused.into_keys().collect::<Vec<_>>(), expected);
+}
+
+#[test]
+fn of_the_whole_shape_that_osm_can_send_the_rest_is_refused_by_name() {
+    let all: Vec<Value> = serde_saphyr::from_str(include_str!("data/osm-shape.yaml")).unwrap();
+    assert_eq!(all.len(), 23);
+    let (mut accepted, mut refused) = (0, BTreeMap::new());
+    for resource in all {
+        let any = json::read(&resource).unwrap();
+        match convert::resource(&any.type_url.clone(), &any, &Options::SERVER) {
+            Ok(_) => accepted += 1,
+            Err(rejected) => {
+                let causes: BTreeSet<String> = rejected.errors.iter().map(|e| cause(e)).collect();
+                let name = format!("{} {}", rejected.kind, rejected.name.unwrap());
+                refused.insert(name, causes.into_iter().collect::<Vec<_>>().join(" "));
+            }
+        }
+    }
+    let inbound = "ExtAuthz HealthCheck Lua OpenTelemetryAccessLogConfig RateLimit tracing";
+    let expected = [
+        ("Cluster default/b", "health_checks"),
+        ("Listener inbound-listener", inbound),
+        ("Listener inbound-prometheus-listener", "OpenTelemetryAccessLogConfig"),
+        ("Listener outbound-listener", "Lua OpenTelemetryAccessLogConfig tracing"),
+        ("RouteConfiguration rds-egress.80", "rate_limits"),
+        ("RouteConfiguration rds-inbound.80", "rate_limits"),
+        ("RouteConfiguration rds-ingress", "rate_limits"),
+        ("RouteConfiguration rds-outbound.80", "rate_limits"),
+    ];
+    let refused: Vec<(&str, &str)> = refused.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+    assert_eq!((accepted, refused), (15, expected.to_vec()));
+}
+
+/// The field or extension that an error is about.
+fn cause(error: &str) -> String {
+    let (path, reason) = error.split_once(": ").unwrap();
+    let words = if path.ends_with("typed_config") { reason.split_once(' ').unwrap().0 } else { path };
+    words.rsplit('.').next().unwrap().to_owned()
 }

@@ -13,7 +13,7 @@ use std::{
 use tokio::{sync::Notify, time::Instant};
 
 use super::{
-    convert::Resource,
+    convert::{Resource, misfits},
     kind::Kind,
     resource::{chains, cluster_references, listener_references, rds_name},
     sds_file::Files,
@@ -343,6 +343,12 @@ impl Assembler {
         }
         let http = match &config.terminal {
             Terminal::Http(hcm) => {
+                let table = rds_name(config).and_then(|name| client.kind(Kind::Routes).entries().get(name));
+                if let Some(Resource::Routes(table)) = table.map(|entry| &entry.resource)
+                    && let Some(misfit) = misfits(&hcm.filters, table).into_iter().next()
+                {
+                    return Err(misfit);
+                }
                 let loggers = Arc::new(Loggers::build(&hcm.access_log, &self.shared.sinks)?);
                 let previous = alike.and_then(|old| old.http.as_deref());
                 let (mesh, metrics) = (self.mesh.clone(), &self.shared.metrics);

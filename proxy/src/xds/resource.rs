@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use super::{convert::Resource, kind::Kind};
+use super::{
+    convert::{Resource, misfits},
+    kind::Kind,
+};
 use crate::config::{
     Name,
     cluster::{ClusterSpec, Discovery},
@@ -13,6 +16,12 @@ use crate::config::{
 };
 
 impl Resource {
+    /// The listener, if it is one.
+    #[must_use]
+    pub fn listener(&self) -> Option<Arc<Listener>> {
+        if let Self::Listener(listener) = self { Some(Arc::clone(listener)) } else { None }
+    }
+
     /// Calls `found` with each resource that this one asks for over ADS.
     pub fn references(&self, found: &mut dyn FnMut(Kind, &Name)) {
         match self {
@@ -37,6 +46,15 @@ impl Resource {
             Self::Cluster(_) | Self::Assignment(_) | Self::Secret { .. } => None,
         }
     }
+}
+
+/// A setting in a route table for a filter that a listener with this table does not have; words for people.
+#[must_use]
+pub fn misfit(table: &RouteTable, listeners: &[Arc<Listener>]) -> Option<String> {
+    listeners.iter().flat_map(|listener| chains(listener)).find_map(|chain| match &chain.terminal {
+        Terminal::Http(hcm) if rds_name(chain) == Some(&table.name) => misfits(&hcm.filters, table).into_iter().next(),
+        _ => None,
+    })
 }
 
 /// All chains of a listener, the default one last.

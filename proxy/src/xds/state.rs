@@ -24,9 +24,10 @@ use tokio::time::Instant;
 use super::{
     convert::{Received, Resource},
     kind::Kind,
+    resource::misfit,
     subscription::{Check, Outcome, Subscription},
 };
-use crate::config::Name;
+use crate::config::{Name, listener::Listener};
 
 /// Which variant of the protocol is spoken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -287,8 +288,19 @@ impl Client {
             Kind::Listener => self.settings.static_listeners.clone(),
             Kind::Endpoints | Kind::Secret | Kind::Routes => HashSet::new(),
         };
+        let managers: Vec<Arc<Listener>> = match kind {
+            Kind::Routes => {
+                self.kind(Kind::Listener).entries().values().filter_map(|e| e.resource.listener()).collect()
+            }
+            _ => Vec::new(),
+        };
         let mut checked = |kind: Kind, any: &Any| -> Result<Resource, String> {
             let resource = check(kind, any)?;
+            if let Resource::Routes(table) = &resource
+                && let Some(misfit) = misfit(table, &managers)
+            {
+                return Err(misfit);
+            }
             if fixed.contains(resource.name()) {
                 return Err("has the name of a static resource".to_owned());
             }

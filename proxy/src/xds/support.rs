@@ -157,6 +157,75 @@ mod tests {
         (field.kind, field.type_name.to_owned())
     }
 
+    /// The book's page about the table.
+    fn markdown() -> String {
+        let mut page = PAGE.to_owned();
+        for line in TEXT.lines() {
+            if let Some(section) = line.strip_prefix("# ---- ") {
+                page.push_str(&format!("\n## {section}\n"));
+            }
+            let Some(name) = line.strip_prefix("message ") else { continue };
+            let short = name.trim_start_matches("envoy.").trim_start_matches("extensions.");
+            page.push_str(&format!("\n### {short}\n\n"));
+            describe(name, &mut page);
+        }
+        page
+    }
+
+    fn describe(name: &str, page: &mut String) {
+        let (message, entry) = (schema::message(name).unwrap(), entry(name).unwrap());
+        if message.fields.is_empty() {
+            page.push_str("It has no fields.\n");
+            return;
+        }
+        for (field, support) in &entry.fields {
+            let what = match support {
+                Support::Supported => "supported".to_owned(),
+                Support::Inert(why) => format!("accepted without effect: {why}"),
+                Support::Alias(instead) => format!("deprecated, taken as `{instead}`"),
+                Support::Refused => unreachable!("refused fields are not listed"),
+            };
+            page.push_str(&format!("- `{field}`: {what}"));
+            match values(name, field) {
+                [] | ["*"] => {}
+                list => page.push_str(&format!("; values: `{}`", list.join("`, `"))),
+            }
+            let types: Vec<&str> = types(name, field).iter().map(|t| schema::short(t)).collect();
+            if !types.is_empty() {
+                page.push_str(&format!("; types: `{}`", types.join("`, `")));
+            }
+            page.push('\n');
+        }
+        let refused: Vec<&str> =
+            message.fields.iter().filter(|f| f.support == Support::Refused).map(|f| f.name).collect();
+        if !refused.is_empty() {
+            page.push_str(&format!("- refused: `{}`\n", refused.join("`, `")));
+        }
+    }
+
+    const PAGE: &str = "\
+# The Envoy subset
+
+The proxy reads Envoy's configuration: xDS resources (LDS, RDS, CDS, EDS and SDS over ADS, v3) and the bootstrap file. This
+page lists each message that it knows, field by field; it is generated from the table that the proxy itself uses, and a
+test keeps it current.
+
+A resource in which a refused field, value or type is set is refused as a whole, with the path of the field, and the last
+good version stays in force. A `false`, `0` or empty text that equals the default counts as not set. Messages that are
+not listed are refused. Field numbers that the proxy does not know at all are accepted with a warning (in files: refused),
+as Envoy does; `--reject-unknown-dynamic-fields` and `--allow-unknown-static-fields` change that.
+";
+
+    #[test]
+    fn the_page_of_the_subset_is_current() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/reference/xds-subset.md");
+        if std::env::var_os("OXMESH_WRITE_DOCS").is_some() {
+            std::fs::write(path, markdown()).unwrap();
+        }
+        let page = std::fs::read_to_string(path).unwrap_or_default();
+        assert!(page == markdown(), "docs/reference/xds-subset.md is old: run this test with OXMESH_WRITE_DOCS=1");
+    }
+
     #[test]
     fn what_is_not_listed_is_refused() {
         assert_eq!(of("envoy.config.cluster.v3.Cluster", "outlier_detection"), Support::Refused);

@@ -2,7 +2,7 @@
 //!
 //! It enters each `Any` by its type URL and collects everything it finds; nothing is decoded into typed messages before.
 
-use std::sync::Arc;
+use std::{collections::HashSet, sync::Arc};
 
 use super::{
     convert::{Options, Origin},
@@ -20,7 +20,7 @@ const DURATION: &str = "google.protobuf.Duration";
 
 /// Walks an encoded message of the given type.
 pub(super) fn walk(type_name: &str, bytes: &[u8], options: &Options, report: &mut Report) {
-    let mut walk = Walk { options, report, depth: 0 };
+    let mut walk = Walk { options, report, depth: 0, told: HashSet::new() };
     match schema::message(type_name) {
         Some(message) => walk.message(&message, bytes, &At::ROOT, true),
         None => walk.report.error(&At::ROOT, format_args!("{type_name} is not a message that we know")),
@@ -31,6 +31,8 @@ struct Walk<'r> {
     options: &'r Options,
     report: &'r mut Report,
     depth: usize,
+    /// Messages and field numbers that were warned about: once for a resource is enough.
+    told: HashSet<(Box<str>, u32)>,
 }
 
 impl Walk<'_> {
@@ -75,9 +77,14 @@ impl Walk<'_> {
         let reason = format!("unknown field {number} of {}", message.name);
         if self.options.reject_unknown_fields {
             self.report.error(at, reason);
-        } else {
+        } else if self.first(message, number) {
             self.report.warn(at, format_args!("{reason} is ignored"));
         }
+    }
+
+    /// True when this field was not warned about before.
+    fn first(&mut self, message: &Message, number: u32) -> bool {
+        self.told.insert((message.name.clone(), number))
     }
 
     /// Rules of a field that isn't set.
@@ -114,10 +121,13 @@ impl Walk<'_> {
                 }
                 return;
             }
-            Support::Alias(instead) => {
+            Support::Alias(instead) if self.first(message, field.number) => {
                 self.report.warn(place.at, format_args!("deprecated, taken as {instead}"));
             }
-            Support::Supported if field.deprecated => self.report.warn(place.at, "deprecated"),
+            Support::Supported if field.deprecated && self.first(message, field.number) => {
+                self.report.warn(place.at, "deprecated");
+            }
+            Support::Alias(_) => {}
             Support::Supported => {}
         }
         if field.repeated {

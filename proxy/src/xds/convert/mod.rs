@@ -183,3 +183,6 @@ fn name(bytes: &[u8]) -> Option<String> {
     let names = fields.filter(|(number, _)| *number == 1).filter_map(|(_, raw)| raw.text());
     names.last().filter(|n| !n.is_empty()).map(str::to_owned)
 }
+
+#[cfg(test)]
+mod tests;
