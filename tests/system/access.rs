@@ -1,0 +1,179 @@
+//! Who may: access control, permissive mode, identity, plaintext.
+
+use std::time::Duration;
+
+use anyhow::{Result, bail, ensure};
+use libtest_mimic::Trial;
+use oxmesh::pod::{DataPlane, User};
+use oxmesh_tests::{
+    eventually,
+    mesh::{Planes, TestMesh},
+    shop,
+};
+
+use crate::{matrix, ours};
+
+pub(crate) fn trials(trials: &mut Vec<Trial>) {
+    matrix(trials, "a thief is refused while the client is served", None, thief);
+    ours(trials, "a refusal says why in access log and metric", None, says_why);
+    matrix(trials, "policy and permissive mode follow their objects live", None, switching);
+    matrix(trials, "plaintext straight to a pod's port is reset over IPv4 and IPv6", None, plaintext);
+    ours(trials, "no certificate, a foreign one, and one of another trust domain are refused", None, certificates);
+}
+
+const STORE: &str = "http://store-v1.shop/books";
+const PATIENCE: Duration = Duration::from_secs(15);
+
+async fn refused(mesh: &TestMesh, from: &str, url: &str) -> Result<()> {
+    match mesh.curl(from, &[url]).await {
+        Ok(answer) if (200..300).contains(&answer.status) => bail!("{from} was let through: {}", answer.text),
+        Ok(_) | Err(_) => Ok(()),
+    }
+}
+
+async fn served(mesh: &TestMesh, from: &str, url: &str) -> Result<()> {
+    let answer = mesh.curl(from, &[url]).await?;
+    ensure!(answer.status == 200, "{from} was answered {}", answer.text);
+    Ok(())
+}
+
+async fn thief(planes: Planes) -> Result<()> {
+    let mesh = TestMesh::start(&shop::files(), planes).await?;
+    eventually("the client is served", PATIENCE, || served(&mesh, "client", STORE)).await?;
+    for _ in 0..5 {
+        refused(&mesh, "thief", STORE).await?;
+    }
+    mesh.no_nacks().await
+}
+
+/// The thief knows the way (it dials the pod's sidecar with its own valid certificate), and is stopped by the server.
+async fn says_why(planes: Planes) -> Result<()> {
+    let mesh = TestMesh::start(&shop::files(), planes).await?;
+    eventually("the client is served", PATIENCE, || served(&mesh, "client", STORE)).await?;
+    let answer = with_certificate_of(&mesh, "thief").await?;
+    ensure!(answer.contains(" 403 ") && answer.contains("RBAC: access denied"), "the thief was answered {answer:?}");
+    let log = eventually("the log names the refusal", Duration::from_secs(5), || {
+        let log = mesh.access_log("store-v1");
+        async {
+            let log = log?;
+            let line = log.iter().find(|l| l["response_code"] == 403);
+            line.cloned().ok_or_else(|| anyhow::anyhow!("no line with 403 in {log:?}"))
+        }
+    })
+    .await?;
+    ensure!(
+        log["response_code_details"].as_str().is_some_and(|d| d.starts_with("rbac_access_denied_matched_policy")),
+        "{log}"
+    );
+    let metrics = mesh.prometheus("store-v1").await?;
+    let denied = metrics.lines().find(|l| l.contains("rbac_denied") && !l.starts_with('#') && !l.ends_with(" 0"));
+    ensure!(denied.is_some(), "no metric counts the refusal");
+    Ok(())
+}
+
+/// curl in the pod of `who`, outside of redirection (as the sidecar's user), speaking mTLS itself to store-v1.
+async fn with_certificate_of(mesh: &TestMesh, who: &str) -> Result<String> {
+    let dir = mesh.shop(who)?.pod().namespace().folder().join("identity");
+    std::fs::create_dir_all(&dir)?;
+    let ca = oxmesh_controller::identity::Ca::open_or_create(&mesh.session().topology().folder().join("ca"))?;
+    let leaf = ca.issue_service(
+        &oxmesh_controller::mesh::ServiceAccount::new("shop", who),
+        "cluster.local",
+        Duration::from_secs(600),
+    )?;
+    std::fs::write(dir.join("cert.pem"), leaf.chain_pem())?;
+    std::fs::write(dir.join("key.pem"), leaf.key_pem())?;
+    curl_tls(
+        mesh,
+        who,
+        &["--cert", &dir.join("cert.pem").display().to_string(), "--key", &dir.join("key.pem").display().to_string()],
+    )
+    .await
+}
+
+async fn curl_tls(mesh: &TestMesh, who: &str, args: &[&str]) -> Result<String> {
+    let ip = mesh.shop("store-v1")?.pod().ip();
+    let connect = format!("store-v1.shop.svc.cluster.local:8080:{ip}:8080");
+    let mut argv = vec!["openssl-curl"];
+    argv.clear();
+    argv.extend(["curl", "-s", "-i", "-k", "--http1.1", "--no-alpn", "--max-time", "10", "--connect-to", &connect]);
+    argv.extend(args);
+    argv.push("https://store-v1.shop.svc.cluster.local:8080/books");
+    Ok(mesh.shop(who)?.pod().namespace().exec(User::Id(1500), &argv).await?)
+}
+
+async fn switching(planes: Planes) -> Result<()> {
+    let mesh = TestMesh::start(&shop::files(), planes).await?;
+    eventually("the client is served", PATIENCE, || served(&mesh, "client", STORE)).await?;
+    mesh.remove("policy.yaml")?;
+    eventually("without TrafficTarget the client is refused", PATIENCE, || refused(&mesh, "client", STORE)).await?;
+    mesh.write("config.yaml", &shop::mesh_config(true, false, "24h"))?;
+    eventually("permissive mode lets the client through", PATIENCE, || served(&mesh, "client", STORE)).await?;
+    eventually("permissive mode lets the thief through", PATIENCE, || served(&mesh, "thief", STORE)).await?;
+    mesh.write("config.yaml", &shop::mesh_config(false, false, "24h"))?;
+    eventually("back in policy mode the thief is refused", PATIENCE, || refused(&mesh, "thief", STORE)).await?;
+    eventually("back in policy mode the client is refused", PATIENCE, || refused(&mesh, "client", STORE)).await?;
+    mesh.write("policy.yaml", &shop::policy())?;
+    eventually("with the TrafficTarget back the client is served", PATIENCE, || served(&mesh, "client", STORE)).await?;
+    mesh.no_nacks().await
+}
+
+/// From the node, which is no part of the mesh: curl's exit status 56 is "connection reset", 52 "empty reply".
+async fn plaintext(planes: Planes) -> Result<()> {
+    let mesh = TestMesh::start(&shop::files(), planes).await?;
+    eventually("the client is served", PATIENCE, || served(&mesh, "client", STORE)).await?;
+    let store = mesh.shop("store-v1")?.pod();
+    for ip in store.ips() {
+        for port in [8080, 9001] {
+            let url = match ip {
+                std::net::IpAddr::V4(ip) => format!("http://{ip}:{port}/books"),
+                std::net::IpAddr::V6(ip) => format!("http://[{ip}]:{port}/books"),
+            };
+            let node = mesh.session().topology().node();
+            let script = format!("curl -s -g --max-time 10 {url}; echo status $?");
+            let out = node.exec(User::Root, &["bash", "-c", &script]).await?;
+            ensure!(out.trim() == "status 56" || out.trim() == "status 52", "{url}: {out}");
+        }
+    }
+    let log =
+        std::fs::read_to_string(mesh.shop("store-v1")?.apps()[0].log().unwrap_or(std::path::Path::new("/dev/null")))?;
+    ensure!(!log.contains("/books\" from"), "the application saw a plaintext request");
+    Ok(())
+}
+
+async fn certificates(planes: Planes) -> Result<()> {
+    let mesh = TestMesh::start(&shop::files(), planes).await?;
+    eventually("the client is served", PATIENCE, || served(&mesh, "client", STORE)).await?;
+    ensure!(planes.server == DataPlane::Oxmesh, "the scenario is ours");
+    let allowed = with_certificate_of(&mesh, "client").await?;
+    ensure!(allowed.contains(" 200 "), "the client's own certificate was refused: {allowed}");
+    ensure!(curl_tls(&mesh, "thief", &[]).await.is_err(), "no certificate was let through");
+    // A certificate of the same name by another authority.
+    let dir = mesh.shop("thief")?.pod().namespace().folder().join("foreign");
+    let foreign = oxmesh_controller::identity::Ca::open_or_create(&dir)?;
+    let leaf = foreign.issue_service(
+        &oxmesh_controller::mesh::ServiceAccount::new("shop", "client"),
+        "cluster.local",
+        Duration::from_secs(600),
+    )?;
+    let (cert, key) = (dir.join("leaf.pem"), dir.join("leaf.key"));
+    std::fs::write(&cert, leaf.chain_pem())?;
+    std::fs::write(&key, leaf.key_pem())?;
+    let args = ["--cert", &cert.display().to_string(), "--key", &key.display().to_string()].map(str::to_owned);
+    ensure!(
+        curl_tls(&mesh, "thief", &args.iter().map(String::as_str).collect::<Vec<_>>()).await.is_err(),
+        "a foreign authority's certificate was let through"
+    );
+    // Our authority, another trust domain.
+    let ca = oxmesh_controller::identity::Ca::open_or_create(&mesh.session().topology().folder().join("ca"))?;
+    let leaf = ca.issue_service(
+        &oxmesh_controller::mesh::ServiceAccount::new("shop", "client"),
+        "other.domain",
+        Duration::from_secs(600),
+    )?;
+    std::fs::write(&cert, leaf.chain_pem())?;
+    std::fs::write(&key, leaf.key_pem())?;
+    let answer = curl_tls(&mesh, "thief", &args.iter().map(String::as_str).collect::<Vec<_>>()).await?;
+    ensure!(answer.contains(" 403 "), "another trust domain was answered {answer:?}");
+    Ok(())
+}
