@@ -172,13 +172,13 @@ async fn open(folder: &Path, settings: &Settings) -> anyhow::Result<Session> {
     if let Some(owner) = Topology::owner(folder.path()) {
         eprintln!("joining the mesh {} of process {owner}", folder.path().display());
         let topology = Topology::join(folder, binaries, exempt)?;
-        return Session::join(SessionOptions { topology, manifests, settings: settings.clone() });
+        return Session::join(SessionOptions { topology, manifests, settings: settings.clone(), delta: false });
     }
     clear(&folder)?;
     write_mesh_config(&manifests)?;
     eprintln!("mesh {}, {}", folder.path().display(), exempt.describe());
     let topology = Topology::new(TopologyOptions { folder, binaries, exempt }).await?;
-    Session::start(SessionOptions { topology, manifests, settings: settings.clone() }).await
+    Session::start(SessionOptions { topology, manifests, settings: settings.clone(), delta: false }).await
 }
 
 /// What a mesh that ran here before left behind: its pods and addresses. The user's manifests and

@@ -1,10 +1,14 @@
 //! Who may: access control, permissive mode, identity, plaintext.
 
-use std::time::Duration;
+use std::{
+    path::Path,
+    time::{Duration, SystemTime},
+};
 
 use anyhow::{Result, bail, ensure};
 use libtest_mimic::Trial;
-use oxmesh::pod::{DataPlane, User};
+use oxmesh::pod::User;
+use oxmesh_controller::identity::{Ca, LeafRequest};
 use oxmesh_tests::{
     eventually,
     mesh::{Planes, TestMesh},
@@ -75,29 +79,17 @@ async fn says_why(planes: Planes) -> Result<()> {
 async fn with_certificate_of(mesh: &TestMesh, who: &str) -> Result<String> {
     let dir = mesh.shop(who)?.pod().namespace().folder().join("identity");
     std::fs::create_dir_all(&dir)?;
-    let ca = oxmesh_controller::identity::Ca::open_or_create(&mesh.session().topology().folder().join("ca"))?;
-    let leaf = ca.issue_service(
-        &oxmesh_controller::mesh::ServiceAccount::new("shop", who),
-        "cluster.local",
-        Duration::from_secs(600),
-    )?;
-    std::fs::write(dir.join("cert.pem"), leaf.chain_pem())?;
-    std::fs::write(dir.join("key.pem"), leaf.key_pem())?;
-    curl_tls(
-        mesh,
-        who,
-        &["--cert", &dir.join("cert.pem").display().to_string(), "--key", &dir.join("key.pem").display().to_string()],
-    )
-    .await
+    let ca = Ca::open_or_create(&mesh.session().topology().folder().join("ca"))?;
+    let files = write_leaf(&ca, &dir, &format!("{who}.shop.cluster.local"))?;
+    curl_tls(mesh, who, &files).await
 }
 
-async fn curl_tls(mesh: &TestMesh, who: &str, args: &[&str]) -> Result<String> {
+async fn curl_tls(mesh: &TestMesh, who: &str, args: &[String]) -> Result<String> {
     let ip = mesh.shop("store-v1")?.pod().ip();
     let connect = format!("store-v1.shop.svc.cluster.local:8080:{ip}:8080");
-    let mut argv = vec!["openssl-curl"];
-    argv.clear();
-    argv.extend(["curl", "-s", "-i", "-k", "--http1.1", "--no-alpn", "--max-time", "10", "--connect-to", &connect]);
-    argv.extend(args);
+    let mut argv =
+        vec!["curl", "-s", "-i", "-k", "--http1.1", "--no-alpn", "--max-time", "10", "--connect-to", &connect];
+    argv.extend(args.iter().map(String::as_str));
     argv.push("https://store-v1.shop.svc.cluster.local:8080/books");
     Ok(mesh.shop(who)?.pod().namespace().exec(User::Id(1500), &argv).await?)
 }
@@ -144,36 +136,37 @@ async fn plaintext(planes: Planes) -> Result<()> {
 async fn certificates(planes: Planes) -> Result<()> {
     let mesh = TestMesh::start(&shop::files(), planes).await?;
     eventually("the client is served", PATIENCE, || served(&mesh, "client", STORE)).await?;
-    ensure!(planes.server == DataPlane::Oxmesh, "the scenario is ours");
     let allowed = with_certificate_of(&mesh, "client").await?;
     ensure!(allowed.contains(" 200 "), "the client's own certificate was refused: {allowed}");
     ensure!(curl_tls(&mesh, "thief", &[]).await.is_err(), "no certificate was let through");
     // A certificate of the same name by another authority.
     let dir = mesh.shop("thief")?.pod().namespace().folder().join("foreign");
-    let foreign = oxmesh_controller::identity::Ca::open_or_create(&dir)?;
-    let leaf = foreign.issue_service(
-        &oxmesh_controller::mesh::ServiceAccount::new("shop", "client"),
-        "cluster.local",
-        Duration::from_secs(600),
-    )?;
-    let (cert, key) = (dir.join("leaf.pem"), dir.join("leaf.key"));
-    std::fs::write(&cert, leaf.chain_pem())?;
-    std::fs::write(&key, leaf.key_pem())?;
-    let args = ["--cert", &cert.display().to_string(), "--key", &key.display().to_string()].map(str::to_owned);
-    ensure!(
-        curl_tls(&mesh, "thief", &args.iter().map(String::as_str).collect::<Vec<_>>()).await.is_err(),
-        "a foreign authority's certificate was let through"
-    );
+    let foreign = Ca::open_or_create(&dir)?;
+    let files = write_leaf(&foreign, &dir, "client.shop.cluster.local")?;
+    ensure!(curl_tls(&mesh, "thief", &files).await.is_err(), "a foreign authority's certificate was let through");
     // Our authority, another trust domain.
-    let ca = oxmesh_controller::identity::Ca::open_or_create(&mesh.session().topology().folder().join("ca"))?;
-    let leaf = ca.issue_service(
-        &oxmesh_controller::mesh::ServiceAccount::new("shop", "client"),
-        "other.domain",
-        Duration::from_secs(600),
-    )?;
-    std::fs::write(&cert, leaf.chain_pem())?;
-    std::fs::write(&key, leaf.key_pem())?;
-    let answer = curl_tls(&mesh, "thief", &args.iter().map(String::as_str).collect::<Vec<_>>()).await?;
+    let ca = Ca::open_or_create(&mesh.session().topology().folder().join("ca"))?;
+    let files = write_leaf(&ca, &dir, "client.shop.other.domain")?;
+    let answer = curl_tls(&mesh, "thief", &files).await?;
     ensure!(answer.contains(" 403 "), "another trust domain was answered {answer:?}");
     Ok(())
+}
+
+/// Issues a leaf of this name into `dir`, readable by the sidecar's user; gives curl's options for it.
+fn write_leaf(ca: &Ca, dir: &Path, name: &str) -> Result<Vec<String>> {
+    let request = LeafRequest {
+        common_name: name.to_owned(),
+        dns: Vec::new(),
+        uris: Vec::new(),
+        ips: Vec::new(),
+        validity: Duration::from_secs(600),
+    };
+    let leaf = ca.issue(&request, SystemTime::now())?;
+    let (cert, key) = (dir.join("leaf.pem"), dir.join("leaf.key"));
+    std::fs::write(&cert, leaf.chain_pem)?;
+    std::fs::write(&key, leaf.key_pem)?;
+    for path in [dir, &cert, &key] {
+        std::os::unix::fs::chown(path, Some(1500), Some(1500))?;
+    }
+    Ok(["--cert", &cert.display().to_string(), "--key", &key.display().to_string()].map(str::to_owned).to_vec())
 }

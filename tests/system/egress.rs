@@ -46,14 +46,15 @@ async fn egress(planes: Planes) -> Result<()> {
     let _outside = outside(&mesh)?;
     let node = mesh.session().topology().addresses().v4();
     let url = format!("http://{node}:8088/");
+    let plain = [url.as_str()];
     let by_name = ["-H", "host: outside.example:8088", url.as_str()];
-    not_reached(&mesh, "client", &[&url]).await?;
+    not_reached(&mesh, "client", &plain).await?;
 
     mesh.write("config.yaml", &shop::mesh_config(false, true, "24h"))?;
-    eventually("with egress on, all may leave", PATIENCE, || reached(&mesh, "client", &[&url])).await?;
+    eventually("with egress on, all may leave", PATIENCE, || reached(&mesh, "client", &plain)).await?;
 
     mesh.write("config.yaml", &shop::mesh_config(false, false, "24h"))?;
-    eventually("with egress off again, nobody may", PATIENCE, || not_reached(&mesh, "client", &[&url])).await?;
+    eventually("with egress off again, nobody may", PATIENCE, || not_reached(&mesh, "client", &plain)).await?;
 
     mesh.write(
         "egress.yaml",

@@ -119,7 +119,7 @@ pub async fn run(args: DemoArgs) -> anyhow::Result<ExitCode> {
         Some(folder) => folder.canonicalize().with_context(|| format!("folder {}", folder.display()))?,
         None => copy_manifests(topology.folder().path())?,
     };
-    let options = SessionOptions { topology, manifests, settings: Settings::default() };
+    let options = SessionOptions { topology, manifests, settings: Settings::default(), delta: false };
     let session = tokio::select! {
         session = Session::start(options) => session?,
         () = shutdown.wait() => return Ok(ExitCode::FAILURE),

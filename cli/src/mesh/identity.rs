@@ -27,6 +27,7 @@ pub(super) fn write_bootstrap(
     folder: &Path,
     controller: (Ipv4Addr, u16),
     settings: &Settings,
+    delta: bool,
 ) -> anyhow::Result<()> {
     let spec = pod.spec();
     let proxy = SidecarIdentity {
@@ -37,6 +38,7 @@ pub(super) fn write_bootstrap(
         controller_host: controller.0.to_string(),
         controller_port: controller.1,
         read_dir: folder.to_owned(),
+        delta,
         owner: (pod.exempt() == Exempt::Uid).then_some((PROXY_UID, PROXY_UID)),
         ..Options::new(&settings.osm_namespace)
     };

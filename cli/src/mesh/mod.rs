@@ -12,7 +12,7 @@ use oxmesh_controller::source::{Folder, Snapshot};
 
 pub use plan::{Container, PodPlan, plans};
 pub(crate) use session::edition;
-pub use session::{Session, SessionOptions, StartedPod};
+pub use session::{CONTROLLER_ADMIN, Session, SessionOptions, StartedPod};
 
 /// Reads the objects of folders as they stand, as the controller reads them.
 #[must_use]

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
@@ -21,7 +22,8 @@ use super::{identity, names};
 use crate::pod::{DataPlane, Pod, PodSpec, Process, Topology, User, until};
 
 const ADS_PORT: u16 = 15128;
-const ADMIN: &str = "127.0.0.1:9092";
+/// The controller's admin interface, in the node's namespace.
+pub const CONTROLLER_ADMIN: &str = "127.0.0.1:9092";
 const CONTROLLER_LIMIT: Duration = Duration::from_secs(20);
 const PROBE_LIMIT: Duration = Duration::from_millis(500);
 /// What sidecars log beside the access log.
@@ -42,6 +44,8 @@ pub struct SessionOptions {
     pub manifests: PathBuf,
     /// What the controller is told, and names are made of.
     pub settings: Settings,
+    /// Sidecars ask for changes only (delta xDS) instead of the state of the world.
+    pub delta: bool,
 }
 
 /// A mesh: node, controller (unless another process runs it) and pods.
@@ -54,6 +58,7 @@ pub struct Session {
     topology: Topology,
     manifests: PathBuf,
     settings: Settings,
+    delta: bool,
 }
 
 /// A pod on its way to readiness, or there.
@@ -82,10 +87,10 @@ impl Session {
     /// # Errors
     /// When the controller isn't found, ends, or doesn't listen in time; with its last words.
     pub async fn start(options: SessionOptions) -> anyhow::Result<Self> {
-        let SessionOptions { topology, manifests, settings } = options;
+        let SessionOptions { topology, manifests, settings, delta } = options;
         let issuer = identity::authority(&topology, &settings)?;
         let controller = start_controller(&topology, &manifests, &settings).await?;
-        Ok(Self { pods: BTreeMap::new(), controller: Some(controller), issuer, topology, manifests, settings })
+        Ok(Self { pods: BTreeMap::new(), controller: Some(controller), issuer, topology, manifests, settings, delta })
     }
 
     /// Uses the controller that another process runs.
@@ -93,9 +98,9 @@ impl Session {
     /// # Errors
     /// When the mesh's certificate authority can't be read.
     pub fn join(options: SessionOptions) -> anyhow::Result<Self> {
-        let SessionOptions { topology, manifests, settings } = options;
+        let SessionOptions { topology, manifests, settings, delta } = options;
         let issuer = identity::authority(&topology, &settings)?;
-        Ok(Self { pods: BTreeMap::new(), controller: None, issuer, topology, manifests, settings })
+        Ok(Self { pods: BTreeMap::new(), controller: None, issuer, topology, manifests, settings, delta })
     }
 
     /// The node.
@@ -144,7 +149,7 @@ impl Session {
             ports: plan.containers.iter().flat_map(|container| container.ports.clone()).collect(),
             data_plane: plan.meshed.then_some(data_plane),
             redirect: plan.redirect.clone(),
-            programs: Vec::new(),
+            programs: self.programs(&plan),
         };
         let pod = self.topology.pod(spec).await?;
         pod.write_object(&self.state(), false)?;
@@ -152,11 +157,48 @@ impl Session {
         if started.plan.meshed {
             let folder = started.pod.namespace().folder().join("bootstrap");
             let address = (self.topology.addresses().v4(), ADS_PORT);
-            identity::write_bootstrap(&self.issuer, &started.pod, &folder, address, &self.settings)?;
+            identity::write_bootstrap(&self.issuer, &started.pod, &folder, address, &self.settings, self.delta)?;
             started.sidecar = Some(started.pod.spawn_sidecar(&folder, &QUIET.map(str::to_owned))?);
         }
         self.pods.insert(started.plan.key.clone(), started);
         Ok(())
+    }
+
+    /// Programs of the containers that lie beside ours and not where every user finds them.
+    fn programs(&self, plan: &PodPlan) -> Vec<PathBuf> {
+        let names = plan.containers.iter().filter_map(|container| container.argv.first());
+        let bare = names.filter(|name| !name.contains('/') && *name != "oxmesh");
+        bare.filter_map(|name| self.topology.binaries().find(name).ok()).collect()
+    }
+
+    /// Kills the controller, as a crash would.
+    ///
+    /// # Errors
+    /// When it isn't ours, or its end can't be awaited.
+    pub async fn kill_controller(&mut self) -> anyhow::Result<()> {
+        let mut controller = self.controller.take().context("another process runs the controller")?;
+        controller.signal(Signal::KILL);
+        controller.wait().await?;
+        Ok(())
+    }
+
+    /// Starts a controller on the same folders, after [`Session::kill_controller`].
+    ///
+    /// # Errors
+    /// As [`Session::start`].
+    pub async fn start_controller(&mut self) -> anyhow::Result<()> {
+        self.controller = Some(start_controller(&self.topology, &self.manifests, &self.settings).await?);
+        Ok(())
+    }
+
+    /// Waits until the sidecar of a pod has ended by itself.
+    ///
+    /// # Errors
+    /// When there is no such sidecar, or it still runs after `limit`.
+    pub async fn wait_sidecar(&mut self, key: &Key, limit: Duration) -> anyhow::Result<ExitStatus> {
+        let sidecar = self.pods.get_mut(key).and_then(|pod| pod.sidecar.as_mut());
+        let sidecar = sidecar.with_context(|| format!("pod {key} has no sidecar"))?;
+        Ok(timeout(limit, sidecar.wait()).await.with_context(|| format!("the sidecar of {key} runs on"))??)
     }
 
     /// Ends pods: their objects go first, and callers get time to turn away before they are gone.
@@ -369,7 +411,7 @@ async fn start_controller(topology: &Topology, manifests: &Path, settings: &Sett
         .arg(topology.folder().join("state"))
         .arg("--state")
         .arg(topology.folder().join("ca"))
-        .args(["--xds-addr", &xds, "--admin-addr", ADMIN])
+        .args(["--xds-addr", &xds, "--admin-addr", CONTROLLER_ADMIN])
         .args(["--mesh-name", &settings.mesh_name, "--osm-namespace", &settings.osm_namespace])
         .args(["--trust-domain", &settings.trust_domain])
         .args(["--service-cidr", &settings.service_cidr.to_string()]);
