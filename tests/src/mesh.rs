@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use oxmesh::{
-    mesh::{Session, SessionOptions, StartedPod, load, plans},
+    mesh::{Session, SessionOptions, StartedPod, plans, read},
     pod::{Binaries, DataPlane, Exempt, Folder, Namespace, Process, Topology, TopologyOptions, User},
 };
 use oxmesh_controller::{api::Key, settings::Settings};
@@ -55,6 +55,7 @@ pub fn project() -> &'static Path {
 /// A mesh: controller, pods, and the folder of manifests.
 pub struct TestMesh {
     session: Session,
+    settings: Settings,
     planes: Planes,
 }
 
@@ -100,9 +101,14 @@ impl TestMesh {
         for (name, text) in manifests {
             fs::write(folder.join(name), text)?;
         }
-        let session =
-            Session::start(SessionOptions { topology, manifests: folder, settings, delta: planes.delta }).await?;
-        let mut mesh = Self { session, planes };
+        let session = Session::start(SessionOptions {
+            topology,
+            manifests: folder,
+            settings: settings.clone(),
+            delta: planes.delta,
+        })
+        .await?;
+        let mut mesh = Self { session, settings, planes };
         mesh.follow().await?;
         Ok(mesh)
     }
@@ -131,8 +137,7 @@ impl TestMesh {
     /// # Errors
     /// As [`Self::start`].
     pub async fn follow(&mut self) -> Result<()> {
-        let loaded = load(&[self.session.manifests()])?;
-        ensure!(loaded.errors.is_empty(), "manifests: {:?}", loaded.errors);
+        let loaded = read(&[self.session.manifests()], &self.settings);
         let (plans, findings) = plans(&loaded.objects, "osm");
         ensure!(findings.is_empty(), "{findings:?}");
         let planes = self.planes;
@@ -150,8 +155,7 @@ impl TestMesh {
         let deadline = Instant::now() + START_LIMIT;
         loop {
             self.session.advance().await?;
-            let state = load(&[self.session.manifests(), &self.session.state()])?;
-            self.session.write_hosts(&state.objects)?;
+            self.session.write_hosts()?;
             if self.session.pods().values().all(|pod| pod.state() == "ready") {
                 return Ok(());
             }
@@ -217,6 +221,20 @@ impl TestMesh {
             .next_back()
             .with_context(|| format!("no status in {text:?}"))?;
         Ok(Answer { status, text })
+    }
+
+    /// Waits until a request from a pod is answered 200: ready pods are known to their callers a moment later.
+    ///
+    /// # Errors
+    /// The last answer, after 15 s.
+    pub async fn served(&self, deployment: &str, url: &str) -> Result<()> {
+        let args = [url];
+        crate::eventually(&format!("{deployment} is served by {url}"), Duration::from_secs(15), || async {
+            let answer = self.curl(deployment, &args).await?;
+            ensure!(answer.status == 200, "answered {}", answer.text);
+            Ok(())
+        })
+        .await
     }
 
     /// Steady load from inside a pod, to its end.

@@ -48,7 +48,7 @@ where
         Some(reason) => Trial::test(format!("{name} SKIPPED: {reason}"), || Ok(())).with_ignored_flag(true),
         None => Trial::test(name, move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            runtime.block_on(scenario()).map_err(|e| Failed::from(format!("{e:?}")))
+            runtime.block_on(scenario()).map_err(|e| Failed::from(format!("{e:#}")))
         }),
     }
 }

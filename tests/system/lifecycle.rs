@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
+use oxmesh_controller::api::Key;
 use oxmesh_tests::{
     eventually,
     mesh::{Planes, TestMesh},
@@ -23,6 +24,8 @@ const STORE: &str = "http://store.shop/books";
 
 async fn controller(planes: Planes) -> Result<()> {
     let mut mesh = TestMesh::start(&shop::files(), planes).await?;
+    mesh.served("client", "http://store-v1.shop/").await?;
+    mesh.served("client", "http://store-v2.shop/").await?;
     let first = mesh.load("client", STORE, 100, 0.5).await?;
     first.all_ok(45)?;
     mesh.session_mut().kill_controller().await?;
@@ -49,8 +52,9 @@ async fn controller(planes: Planes) -> Result<()> {
 
 async fn sigterm(planes: Planes) -> Result<()> {
     let mut mesh = TestMesh::start(&shop::files(), planes).await?;
-    let probe = |mesh: &TestMesh| mesh.load("client", STORE, 50, 0.5);
-    probe(&mesh).await?.all_ok(20)?;
+    mesh.served("client", "http://store-v1.shop/").await?;
+    mesh.served("client", "http://store-v2.shop/").await?;
+    mesh.load("client", STORE, 50, 0.5).await?.all_ok(20)?;
     // 20 requests of a second each are in flight when the server's sidecar is told to end.
     let slow = mesh.load("client", "http://store-v1.shop/slow/1500", 20, 0.99);
     let pid = mesh.shop("store-v1")?.sidecar().and_then(|s| s.pid()).context("the sidecar runs")?;
@@ -64,7 +68,7 @@ async fn sigterm(planes: Planes) -> Result<()> {
     // One connection does one slow request at a time: those that were answered were in flight, none was cut.
     let ok = slow.status.get("200").copied().unwrap_or(0);
     ensure!(ok >= 4 && slow.errors.is_empty(), "requests in flight were lost: {slow:?}");
-    let status = mesh.session_mut().wait_sidecar("shop", "store-v1-0", Duration::from_secs(10)).await?;
+    let status = mesh.session_mut().wait_sidecar(&Key::new("shop", "store-v1-0"), Duration::from_secs(10)).await?;
     ensure!(status.success(), "the sidecar ended with {status}");
     Ok(())
 }
@@ -74,6 +78,8 @@ async fn rotation(planes: Planes) -> Result<()> {
     files.insert("config.yaml", shop::mesh_config(false, false, "10s"));
     let files: Vec<_> = files.into_iter().collect();
     let mesh = TestMesh::start(&files, planes).await?;
+    mesh.served("client", "http://store-v1.shop/").await?;
+    mesh.served("client", "http://store-v2.shop/").await?;
     mesh.load("client", STORE, 50, 0.5).await?.all_ok(20)?;
     eventually("the TCP store answers", PATIENCE, || banner(&mesh, "client", "store-v1.shop", 3306)).await?;
     let before = serials(&mesh).await?;
