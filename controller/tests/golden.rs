@@ -48,6 +48,14 @@ const LISTED: &[Listed] = &[
         },
     },
     Listed {
+        heading: "Nothing waits for bytes that choose nothing",
+        scenarios: &[],
+        covers: |d| {
+            d.path.starts_with("/listeners/outbound-listener/listener_filters/")
+                && d.path.contains("_inspector/filter_disabled")
+        },
+    },
+    Listed {
         heading: "Opaque connections have a line in the access log",
         scenarios: &[],
         covers: |d| d.path.ends_with("/tcp_proxy/typed_config/access_log") && d.theirs.is_none(),

@@ -16,7 +16,7 @@ async def serve(port, identity):
         async for message in socket:
             await socket.send(message)
 
-    async with websockets.serve(echo, "::", int(port)):
+    async with websockets.serve(echo, None, int(port)):
         print("ready", flush=True)
         await asyncio.Future()
 

@@ -11,7 +11,7 @@ use oxmesh_tests::{
     shop,
 };
 
-use crate::{matrix, ours, split::banner};
+use crate::{matrix, ours, protocols::echo};
 
 pub(crate) fn trials(trials: &mut Vec<Trial>) {
     matrix(trials, "the controller is killed and restarted under load and no request fails", None, controller);
@@ -81,13 +81,22 @@ async fn rotation(planes: Planes) -> Result<()> {
     mesh.served("client", "http://store-v1.shop/").await?;
     mesh.served("client", "http://store-v2.shop/").await?;
     mesh.load("client", STORE, 50, 0.5).await?.all_ok(20)?;
-    eventually("the TCP store answers", PATIENCE, || banner(&mesh, "client", "store-v1.shop", 3306)).await?;
+    eventually("the TCP store answers", PATIENCE, || echo(&mesh, "client", "store-v1.shop", 9001)).await?;
     let before = serials(&mesh).await?;
     // One TCP connection is held over two rotations and must still echo at the end.
-    let script = "exec 3<>/dev/tcp/store-v1.shop/9001; for n in $(seq 24); do echo $n >&3; read -r -t 5 line <&3 || exit 1; [ \"$line\" = $n ] || exit 1; sleep 0.5; done; echo held";
+    let script = r#"
+        exec 3<>/dev/tcp/store-v1.shop/9001
+        for n in $(seq 24); do
+          echo $n >&3
+          read -r -t 5 line <&3 || { echo "no echo of $n"; exit 0; }
+          [ "$line" = $n ] || { echo "the echo of $n was $line"; exit 0; }
+          sleep 0.5
+        done
+        echo held"#;
     let hold = async { Ok::<_, anyhow::Error>(mesh.shop("client")?.pod().exec(&["bash", "-c", script]).await?) };
     let (held, load) = tokio::join!(hold, mesh.load("client", STORE, 100, 12.0));
-    ensure!(held?.trim() == "held", "the TCP connection was cut");
+    let held = held?;
+    ensure!(held.trim() == "held", "the TCP connection was cut: {held}");
     load?.all_ok(1190)?;
     ensure!(serials(&mesh).await? != before, "the certificates did not rotate");
     mesh.no_nacks().await

@@ -56,10 +56,14 @@ async fn tcp(planes: Planes) -> Result<()> {
     let first =
         eventually("the server's greeting", PATIENCE, || banner(&mesh, "client", "store-v1.shop", 3306)).await?;
     ensure!(first == "store-v1", "the greeting was {first:?}");
-    let script = "exec 3<>/dev/tcp/store-v2.shop/9001 && echo hello >&3 && read -r -t 5 line <&3 && echo \"$line\"";
-    let echo = || async { Ok(mesh.shop("client")?.pod().exec(&["bash", "-c", script]).await?) };
-    let said = eventually("the echo", PATIENCE, echo).await?;
-    ensure!(said.trim() == "hello", "the echo was {said:?}");
+    let said = eventually("the echo", PATIENCE, || echo(&mesh, "client", "store-v2.shop", 9001)).await?;
+    ensure!(said == "hello", "the echo was {said:?}");
     ensure!(banner(&mesh, "thief", "store-v1.shop", 3306).await.is_err(), "the thief reached the TCP store");
     mesh.no_nacks().await
+}
+
+/// What a port sends back for `hello`.
+pub(crate) async fn echo(mesh: &TestMesh, from: &str, host: &str, port: u16) -> Result<String> {
+    let script = format!("exec 3<>/dev/tcp/{host}/{port} && echo hello >&3 && read -r -t 5 line <&3 && echo \"$line\"");
+    Ok(mesh.shop(from)?.pod().exec(&["bash", "-c", &script]).await?.trim().to_owned())
 }

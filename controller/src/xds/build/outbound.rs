@@ -27,6 +27,8 @@ pub(super) fn add(scene: &Scene<'_>, resources: &mut Resources) {
         chains: Vec::new(),
         dialed: HashSet::new(),
         server_first: BTreeSet::new(),
+        opaque: BTreeSet::new(),
+        inspected: BTreeSet::new(),
         managers: BTreeMap::new(),
     };
     side.add_mesh(resources);
@@ -40,6 +42,10 @@ struct Outbound<'a> {
     /// Addresses that have a chain already: a proxy refuses the listener if two chains claim one.
     dialed: HashSet<(IpAddr, u16)>,
     server_first: BTreeSet<u16>,
+    /// Ports of TCP chains that are chosen by address alone.
+    opaque: BTreeSet<u16>,
+    /// Ports of chains that are chosen by server name or protocol.
+    inspected: BTreeSet<u16>,
     /// HTTP connection managers by port: services on one port share theirs, and making it is the dearest part of a chain.
     managers: BTreeMap<u16, Filter>,
 }
@@ -112,9 +118,11 @@ impl Outbound<'_> {
         } else {
             listener::tcp(format!("outbound-mesh-tcp-proxy_{name}"), &self.tcp_shares(service, port), log)
         };
-        if port.protocol == Protocol::TcpServerFirst {
-            self.server_first.insert(port.port);
-        }
+        match port.protocol {
+            Protocol::TcpServerFirst => self.server_first.insert(port.port),
+            _ if !port.protocol.is_http() => self.opaque.insert(port.port),
+            _ => false,
+        };
         let matches = FilterChainMatch {
             destination_port: uint(port.port.into()),
             prefix_ranges: ips.into_iter().map(host_cidr).collect(),
@@ -153,6 +161,7 @@ impl Outbound<'_> {
             let filters = vec![listener::http(&name, &self.scene.log)];
             let chain = listener::chain(format!("egress-http.{port}"), filters);
             self.chains.push(FilterChain { filter_chain_match: Some(matches), ..chain });
+            self.inspected.insert(*port);
         }
         for (port, tcp) in &egress.tcp {
             let name = port.to_string();
@@ -160,6 +169,8 @@ impl Outbound<'_> {
             if tcp.protocol == "tcp-server-first" {
                 self.server_first.insert(*port);
             }
+            let by_name = tcp.ranges.values().any(|names| !names.is_empty());
+            if by_name { &mut self.inspected } else { &mut self.opaque }.insert(*port);
             self.chains.extend(self.tcp_egress_chains(*port, tcp));
         }
     }
@@ -198,7 +209,8 @@ impl Outbound<'_> {
         let Scene { mesh, workload, log, .. } = self.scene;
         let mut outbound =
             listener::listener(workload, "outbound-listener", OUTBOUND_PORT, TrafficDirection::Outbound, log);
-        let opaque = server_first_ports(&self.server_first);
+        let silent: BTreeSet<u16> = &self.server_first | &(&self.opaque - &self.inspected);
+        let opaque = uninspected_ports(&silent);
         outbound.listener_filters = vec![
             listener::listener_filter("original_dst", any(&OriginalDst::default()), None),
             listener::listener_filter("tls_inspector", any(&TlsInspector::default()), opaque.clone()),
@@ -234,8 +246,9 @@ fn nothing_allowed(log: &envoy_types::pb::envoy::config::accesslog::v3::AccessLo
     }
 }
 
-/// Where the server speaks first, nothing must wait for the client's first bytes.
-fn server_first_ports(ports: &BTreeSet<u16>) -> Option<ListenerFilterChainMatchPredicate> {
+/// Where the server speaks first, nothing must wait for the client's first bytes; and where no chain is chosen by them, a client
+/// that sends little (less than a request line) would wait for the inspectors' time-out.
+fn uninspected_ports(ports: &BTreeSet<u16>) -> Option<ListenerFilterChainMatchPredicate> {
     let one = |port: &u16| {
         let range = Int32Range { start: i32::from(*port), end: i32::from(*port) + 1 };
         ListenerFilterChainMatchPredicate { rule: Some(Rule::DestinationPortRange(range)) }
