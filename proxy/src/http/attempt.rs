@@ -57,6 +57,8 @@ async fn attempt(exchange: Exchange) -> Outcome {
         entry.upstream_local = answer.local_addr();
     });
     let mut response = answer.response;
+    // The upstream's version is its own business: an HTTP/1.0 server must not end our client's connection.
+    *response.version_mut() = http::Version::HTTP_11;
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         *cx.tunnel.lock() = answer.upgrade;
     } else {

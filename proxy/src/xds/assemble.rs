@@ -499,3 +499,7 @@ fn secret_files(clusters: &[Arc<ClusterSpec>], listeners: &[Arc<listener::Listen
         })
         .collect()
 }
+
+#[cfg(test)]
+#[path = "assemble_tests.rs"]
+mod tests;

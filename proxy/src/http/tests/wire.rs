@@ -478,3 +478,10 @@ async fn broken_chunks_reach_no_server_as_a_whole_request_and_end_the_connection
         assert!(proxy.log().iter().all(|line| !line.contains("/next")), "{:?}", proxy.log());
     }
 }
+
+#[tokio::test]
+async fn an_http_1_0_server_does_not_end_the_clients_connection() {
+    let proxy = World::to(&[canned("HTTP/1.0 200 OK\r\ncontent-length: 2\r\n\r\nhi").await]).start();
+    let answer = proxy.talk(&format!("{GET}{GET}")).await;
+    assert_eq!(answer.matches("HTTP/1.1 200 OK").count(), 2, "{answer}");
+}
