@@ -224,9 +224,10 @@ impl Demo {
             return Ok(());
         }
         let apps = self.gatherer.apps(&self.session).await;
-        let works = ["bookbuyer", "bookstore", "bookwarehouse"]
+        let versions = if self.args.once { 2 } else { 1 };
+        let works = [("bookbuyer", versions), ("bookstore", 1), ("bookwarehouse", 1)]
             .iter()
-            .all(|app| apps.get(*app).is_none_or(|counts| counts.ok > 0));
+            .all(|(app, least)| apps.get(*app).is_none_or(|counts| counts.by_identity.len() >= *least));
         let bookstore = apps.contains_key("bookbuyer");
         if works && (bookstore || self.start.elapsed() > SHOW) {
             self.gatherer.rebase(&self.session, apps).await;

@@ -48,13 +48,22 @@ impl Addresses {
         [Some(IpAddr::V4(self.v4())), v6].into_iter().flatten().collect()
     }
 
+    /// The hardware address that goes with it. A bridge without one of its own takes another with
+    /// each new port, and an address that is used again would be looked for where it was: either
+    /// way neighbours send to nobody for seconds.
+    fn mac(self) -> String {
+        let [a, b, c, d] = self.v4().octets();
+        format!("0a:58:{a:02x}:{b:02x}:{c:02x}:{d:02x}")
+    }
+
     /// Commands for `ip -batch` that set the node's bridge up.
     pub(crate) fn node_links(self) -> String {
         let mut commands = format!(
             "link set lo up\n\
-             link add br0 type bridge mcast_snooping 0\n\
+             link add br0 address {} type bridge mcast_snooping 0\n\
              addr add {}/16 dev br0\n\
              link set br0 up\n",
+            self.mac(),
             self.v4()
         );
         if let Some(v6) = self.v6() {
@@ -66,9 +75,9 @@ impl Addresses {
     /// Commands, run in the node's namespace, that join the namespace of process `pid` by a pair
     /// of interfaces.
     pub(crate) fn join_links(self, pid: u32) -> String {
-        let number = self.number;
+        let (number, mac) = (self.number, self.mac());
         format!(
-            "link add v{number} type veth peer name eth0 netns /proc/{pid}/ns/net\n\
+            "link add v{number} type veth peer name eth0 address {mac} netns /proc/{pid}/ns/net\n\
              link set v{number} master br0 up\n"
         )
     }
