@@ -1,4 +1,5 @@
 //! What the real OSM sends its sidecars is accepted: all of scenarios 01 to 09, and of 10 all but what is listed here.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -165,6 +165,14 @@ resources:
 }
 
 #[test]
+fn routes_in_place_name_static_clusters() {
+    let mut document: Value = serde_json::from_str(&osm("echo")).unwrap();
+    document["static_resources"]["clusters"].as_array_mut().unwrap().pop();
+    let rejected = read(&document.to_string()).unwrap_err().to_string();
+    assert_eq!(rejected, "Bootstrap: static_resources.listeners[1]: route: unknown cluster 'startup_cluster'");
+}
+
+#[test]
 fn text_that_is_no_mapping_is_refused() {
     for (text, reason) in
         [("", "not a mapping"), ("- a", "not a mapping"), ("a: [", "not valid YAML"), ("{\"a\": 1", "YAML")]

@@ -48,8 +48,6 @@ pub struct HttpConnectionManager {
     pub max_stream_duration: Option<Duration>,
     /// Requests per connection; none = no limit.
     pub max_requests_per_connection: Option<u32>,
-    /// Time between the two GOAWAYs of a drain; 5 s.
-    pub drain_timeout: Duration,
     /// Header bytes of one request in KiB; 60.
     pub max_request_headers_kb: u32,
     /// Header lines of one request; 100.

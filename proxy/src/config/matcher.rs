@@ -1,5 +1,7 @@
 //! String matching as Envoy's `type.matcher.v3`: exact, prefix, suffix, contains, regular expression.
 
+use std::sync::Arc;
+
 use regex::Regex;
 
 /// Longest regular expression taken from configuration, in bytes.
@@ -8,8 +10,13 @@ pub const MAX_REGEX_BYTES: usize = 4096;
 pub const MAX_REGEX_PROGRAM_BYTES: usize = 1 << 20;
 
 /// A regular expression in RE2 syntax that matches only the whole of its input (Envoy's `RegexMatcher`).
+///
+/// Clones share the compiled program and its working memory, which are much larger than the expression.
 #[derive(Clone, Debug)]
-pub struct Pattern {
+pub struct Pattern(Arc<Compiled>);
+
+#[derive(Debug)]
+struct Compiled {
     source: String,
     regex: Regex,
 }
@@ -29,25 +36,25 @@ impl Pattern {
             .dot_matches_new_line(true)
             .build()
             .map_err(|e| format!("regex {source:?} is not valid: {}", e.to_string().replace('\n', " ")))?;
-        Ok(Self { source: source.to_owned(), regex })
+        Ok(Self(Arc::new(Compiled { source: source.to_owned(), regex })))
     }
 
     /// True when the whole of `value` matches.
     #[must_use]
     pub fn matches(&self, value: &str) -> bool {
-        self.regex.is_match(value)
+        self.0.regex.is_match(value)
     }
 
     /// The expression as configured, without our anchors.
     #[must_use]
     pub fn source(&self) -> &str {
-        &self.source
+        &self.0.source
     }
 }
 
 impl PartialEq for Pattern {
     fn eq(&self, other: &Self) -> bool {
-        self.source == other.source
+        self.0.source == other.0.source
     }
 }
 impl Eq for Pattern {}

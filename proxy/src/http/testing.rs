@@ -36,7 +36,6 @@ pub(crate) fn manager() -> HttpConnectionManager {
         max_connection_duration: None,
         max_stream_duration: None,
         max_requests_per_connection: None,
-        drain_timeout: Duration::from_secs(5),
         max_request_headers_kb: 60,
         max_headers_count: 100,
         path: PathRules { normalize: true, merge_slashes: true, escaped_slashes: EscapedSlashes::UnescapeAndForward },

@@ -2,6 +2,8 @@
 //!
 //! The kinds that occur in the set are implemented; a rule of another kind is an error when the set is read, which a test does.
 
+use std::cmp::Ordering::{self, Equal, Greater, Less};
+
 use regex::Regex;
 
 use super::wire::{Malformed, Raw, fields};
@@ -327,8 +329,10 @@ pub(super) fn items(rules: &[Rule]) -> &[Rule] {
 
 /// Rules of the keys and values of a map.
 pub(super) fn pairs(rules: &[Rule]) -> (&[Rule], &[Rule]) {
-    let pair = |r| if let &Rule::Map { ref keys, ref values, .. } = r { Some((&keys[..], &values[..])) } else { None };
-    rules.iter().find_map(pair).unwrap_or((&[], &[]))
+    rules
+        .iter()
+        .find_map(|r| if let Rule::Map { keys, values, .. } = r { Some((&keys[..], &values[..])) } else { None })
+        .unwrap_or((&[], &[]))
 }
 
 impl<T: PartialOrd + Copy + std::fmt::Display> Bounds<T> {
@@ -337,11 +341,13 @@ impl<T: PartialOrd + Copy + std::fmt::Display> Bounds<T> {
             return None;
         }
         let wrong = |relation: &str, bound: T| Some(format!("{what} must be {relation} {bound}, is {value}"));
+        // Not a number is in no bounds.
+        let is = |b: &T, allowed: &[Ordering]| value.partial_cmp(b).is_some_and(|o| allowed.contains(&o));
         match self {
-            Self { lt: Some(b), .. } if !(value < *b) => wrong("less than", *b),
-            Self { lte: Some(b), .. } if !(value <= *b) => wrong("less than or equal to", *b),
-            Self { gt: Some(b), .. } if !(value > *b) => wrong("greater than", *b),
-            Self { gte: Some(b), .. } if !(value >= *b) => wrong("greater than or equal to", *b),
+            Self { lt: Some(b), .. } if !is(b, &[Less]) => wrong("less than", *b),
+            Self { lte: Some(b), .. } if !is(b, &[Less, Equal]) => wrong("less than or equal to", *b),
+            Self { gt: Some(b), .. } if !is(b, &[Greater]) => wrong("greater than", *b),
+            Self { gte: Some(b), .. } if !is(b, &[Greater, Equal]) => wrong("greater than or equal to", *b),
             _ => None,
         }
     }

@@ -24,7 +24,6 @@ pub(crate) fn plain_hcm(routes: RouteSource) -> HttpConnectionManager {
         max_connection_duration: None,
         max_stream_duration: None,
         max_requests_per_connection: None,
-        drain_timeout: Duration::from_secs(5),
         max_request_headers_kb: 60,
         max_headers_count: 100,
         path: PathRules { normalize: true, merge_slashes: false, escaped_slashes: EscapedSlashes::Keep },

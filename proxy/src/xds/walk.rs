@@ -106,7 +106,10 @@ impl Walk<'_> {
             return self.report.error(place.at, wire::Malformed);
         };
         if !field.presence && !field.repeated && values.last().is_none_or(|v| v.is_default()) {
-            return if place.validate { self.absent(field, place.at) } else { () };
+            if place.validate {
+                self.absent(field, place.at);
+            }
+            return;
         }
         match field.support {
             Support::Refused => {

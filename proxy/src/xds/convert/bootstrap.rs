@@ -51,7 +51,7 @@ pub(crate) fn bootstrap(bytes: Vec<u8>, options: &Options, base: &Path) -> Resul
     if !report.errors.is_empty() {
         return Err(reject(report.errors));
     }
-    let mut cx = Cx { report: &mut report, base };
+    let mut cx = Cx::new(&mut report, base);
     let any = Any { type_url: BOOTSTRAP.to_owned(), value: bytes };
     let converted = cx.decode(&any, &At::ROOT).and_then(|b| convert(&b, any, &mut cx));
     match converted {
@@ -144,7 +144,13 @@ fn statics(resources: Option<&StaticResources>, at: &At<'_>, cx: &mut Cx<'_>) ->
                 let tls = chain.tls.as_ref().map(|t| &t.common);
                 known_secrets(tls, &statics.secrets, &listeners_at.index(i), cx);
             }
-            statics.listeners.push(kept(config, LISTENER, listener));
+            let kept = kept(config, LISTENER, listener);
+            let known = |name: &str| statics.clusters.iter().any(|c| &*c.config.name == name);
+            let unknown = Resource::Listener(Arc::clone(&kept.config)).unknown_cluster(&known);
+            if let Some(cluster) = unknown {
+                cx.report.error(&listeners_at.index(i), format_args!("route: unknown cluster '{cluster}'"));
+            }
+            statics.listeners.push(kept);
         }
     }
     unique(statics.secrets.iter().map(|(name, _)| name), &secrets_at, cx);

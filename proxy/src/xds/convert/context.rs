@@ -1,6 +1,6 @@
 //! What every conversion carries along, and the small values that occur everywhere.
 
-use std::{net::IpAddr, path::Path, time::Duration};
+use std::{collections::HashMap, net::IpAddr, path::Path, time::Duration};
 
 use envoy_types::pb::{
     envoy::{
@@ -11,9 +11,12 @@ use envoy_types::pb::{
 };
 use ipnet::IpNet;
 
-use crate::xds::{
-    path::{At, Report},
-    schema,
+use crate::{
+    config::matcher::Pattern,
+    xds::{
+        path::{At, Report},
+        schema,
+    },
 };
 
 /// Whole of something, in parts of a million.
@@ -27,9 +30,16 @@ pub(super) struct Cx<'r> {
     pub(super) report: &'r mut Report,
     /// Where relative file names are taken from.
     pub(super) base: &'r Path,
+    /// Regular expressions compiled so far.
+    pub(super) patterns: HashMap<String, Pattern>,
 }
 
-impl Cx<'_> {
+impl<'r> Cx<'r> {
+    /// For one resource.
+    pub(super) fn new(report: &'r mut Report, base: &'r Path) -> Self {
+        Self { report, base, patterns: HashMap::new() }
+    }
+
     /// Notes an error; the result is for the caller's `return`.
     pub(super) fn refuse<T>(&mut self, at: &At<'_>, reason: impl std::fmt::Display) -> Option<T> {
         self.report.error(at, reason);

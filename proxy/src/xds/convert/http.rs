@@ -75,7 +75,6 @@ pub(super) fn manager(m: &Manager, at: &At<'_>, cx: &mut Cx<'_>) -> Option<HttpC
         max_connection_duration: common.max_connection_duration,
         max_stream_duration: common.max_stream_duration,
         max_requests_per_connection: common.max_requests_per_connection,
-        drain_timeout: or(cx.duration(m.drain_timeout.as_ref(), &at.field("drain_timeout")), 5 * SECOND),
         max_request_headers_kb: m.max_request_headers_kb.as_ref().map_or(60, |k| k.value),
         max_headers_count: common.max_headers_count,
         path: path_rules(m),

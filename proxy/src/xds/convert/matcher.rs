@@ -20,8 +20,15 @@ use crate::{
 
 /// A regular expression.
 pub(super) fn regex(matcher: &RegexMatcher, at: &At<'_>, cx: &mut Cx<'_>) -> Option<Pattern> {
+    // The same few expressions stand on all routes of a table: one compiled program serves them all.
+    if let Some(known) = cx.patterns.get(&matcher.regex) {
+        return Some(known.clone());
+    }
     match Pattern::new(&matcher.regex) {
-        Ok(pattern) => Some(pattern),
+        Ok(pattern) => {
+            cx.patterns.insert(matcher.regex.clone(), pattern.clone());
+            Some(pattern)
+        }
         Err(e) => cx.refuse(&at.field("regex"), e),
     }
 }

@@ -142,7 +142,7 @@ pub(crate) fn resource_in(
     if !report.errors.is_empty() {
         return Err(reject(report.errors));
     }
-    let mut cx = Cx { report: &mut report, base };
+    let mut cx = Cx::new(&mut report, base);
     let converted = convert(type_url, any, &mut cx);
     match converted {
         Some(resource) if report.errors.is_empty() => Ok((resource, report.warnings)),

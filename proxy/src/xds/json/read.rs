@@ -67,10 +67,10 @@ impl Reader<'_> {
             if json.is_null() && field.type_name != VALUE {
                 continue;
             }
-            if let Some(arm) = field.oneof.and_then(|i| arms.get_mut(i)) {
-                if let Some(other) = arm.replace(field.name) {
-                    self.report.error(&at, format_args!("only one of {other} and {} may be set", field.name));
-                }
+            if let Some(arm) = field.oneof.and_then(|i| arms.get_mut(i))
+                && let Some(other) = arm.replace(field.name)
+            {
+                self.report.error(&at, format_args!("only one of {other} and {} may be set", field.name));
             }
             self.field(field, json, &at, out);
         }
