@@ -44,7 +44,10 @@ use crate::{
     bootstrap::{self, Bootstrap},
     logging::Logging,
     snapshot::Shared,
-    telemetry::server::{ServerStats, State},
+    telemetry::{
+        access_log::{self, Connection, Entry, Loggers},
+        server::{ServerStats, State},
+    },
     xds::{control::Status, state::Client},
 };
 
@@ -140,25 +143,26 @@ impl Admin {
             .await
             .with_context(|| format!("admin interface: cannot listen on {}", config.address))?;
         let address = listener.local_addr().context("admin interface")?;
+        let loggers = Loggers::build(&config.access_log, &self.shared.sinks).map_err(anyhow::Error::msg)?;
         if let Some(path) = address_path {
             std::fs::write(path, address.to_string())
                 .with_context(|| format!("--admin-address-path {}", path.display()))?;
         }
         tracing::info!(%address, "admin interface");
-        tokio::spawn(Arc::clone(self).serve(listener));
+        tokio::spawn(Arc::clone(self).serve(listener, Arc::new(loggers)));
         Ok(())
     }
 
-    async fn serve(self: Arc<Self>, listener: TcpListener) {
+    async fn serve(self: Arc<Self>, listener: TcpListener, loggers: Arc<Loggers>) {
         let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         loop {
             // The semaphore is never closed.
             let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
             match listener.accept().await {
-                Ok((io, _)) => {
-                    let admin = Arc::clone(&self);
+                Ok((io, peer)) => {
+                    let (admin, loggers) = (Arc::clone(&self), Arc::clone(&loggers));
                     tokio::spawn(async move {
-                        admin.connection(io).await;
+                        admin.connection(io, peer, loggers).await;
                         drop(place);
                     });
                 }
@@ -170,11 +174,23 @@ impl Admin {
         }
     }
 
-    async fn connection(self: Arc<Self>, io: TcpStream) {
-        let local = io.local_addr().ok();
+    async fn connection(self: Arc<Self>, io: TcpStream, peer: SocketAddr, loggers: Arc<Loggers>) {
+        // A connection that can't tell its address is gone.
+        let Ok(local) = io.local_addr() else { return };
+        let connection = Arc::new(Connection {
+            peer,
+            local,
+            server_name: None,
+            tls_version: None,
+            peer_uri_sans: Vec::new(),
+            peer_dns_sans: Vec::new(),
+            peer_subject: None,
+            listener: "admin".into(),
+            chain: "".into(),
+        });
         let service = service_fn(move |request| {
-            let admin = Arc::clone(&self);
-            async move { Ok::<_, Infallible>(admin.answer(request, local).await) }
+            let (admin, entry) = (Arc::clone(&self), loggers.begin(&connection));
+            async move { Ok::<_, Infallible>(admin.answer(request, local, entry).await) }
         });
         let served = http1::Builder::new()
             .timer(TokioTimer::new())
@@ -186,8 +202,26 @@ impl Admin {
         }
     }
 
-    async fn answer(&self, request: Request<Incoming>, local: Option<SocketAddr>) -> Response<Full<Bytes>> {
+    async fn answer(
+        &self,
+        request: Request<Incoming>,
+        local: SocketAddr,
+        entry: Option<Box<Entry>>,
+    ) -> Response<Full<Bytes>> {
         let page = self.route(&request, local).await;
+        if let Some(mut entry) = entry {
+            let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
+            entry.request(access_log::Request {
+                version: request.version(),
+                method: request.method(),
+                scheme: "http",
+                authority: host.unwrap_or_default(),
+                path: request.uri().path_and_query().map_or("/", |path| path.as_str()),
+                headers: request.headers(),
+            });
+            entry.status = Some(page.status);
+            entry.bytes_sent = page.body.len() as u64;
+        }
         let mut response = Response::new(Full::new(Bytes::from(page.body)));
         *response.status_mut() = page.status;
         let headers = response.headers_mut();

@@ -47,7 +47,7 @@ const PAGES: [(&str, bool, &str); 21] = [
 
 impl Admin {
     /// The page for a request.
-    pub(super) async fn route<B>(&self, request: &Request<B>, local: Option<SocketAddr>) -> Page {
+    pub(super) async fn route<B>(&self, request: &Request<B>, local: SocketAddr) -> Page {
         let path = request.uri().path();
         let Some((_, changes, _)) = PAGES.iter().find(|(known, ..)| *known == path) else {
             return Page::error(StatusCode::NOT_FOUND, format!("invalid path. {}", help()));
@@ -202,7 +202,7 @@ impl Admin {
 
 /// A name that resolves to this machine may have been made to do so by a web page that wants to post here; an address
 /// can't be made to.
-fn host_is_trusted<B>(request: &Request<B>, local: Option<SocketAddr>) -> bool {
+fn host_is_trusted<B>(request: &Request<B>, local: SocketAddr) -> bool {
     let Some(host) = request.headers().get(header::HOST) else { return true };
     let Some(authority) = host.to_str().ok().and_then(|host| host.parse::<http::uri::Authority>().ok()) else {
         return false;
@@ -212,7 +212,7 @@ fn host_is_trusted<B>(request: &Request<B>, local: Option<SocketAddr>) -> bool {
         return true;
     }
     let address = host.trim_matches(['[', ']']).parse::<IpAddr>();
-    address.is_ok_and(|address| address.is_loopback() || local.is_some_and(|local| local.ip() == address))
+    address.is_ok_and(|address| address.is_loopback() || local.ip() == address)
 }
 
 fn help() -> String {
@@ -250,7 +250,7 @@ mod tests {
 
     #[test]
     fn only_addresses_of_ours_and_localhost_are_trusted_hosts() {
-        let local = Some("10.0.0.7:15000".parse().unwrap());
+        let local = "10.0.0.7:15000".parse().unwrap();
         for (host, trusted) in [
             ("localhost:15000", true),
             ("127.0.0.1:15000", true),
