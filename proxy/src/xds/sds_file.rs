@@ -137,24 +137,15 @@ impl Files {
 }
 
 impl Held {
-    /// True if a secret changed.
+    /// True if a secret changed, or what is wrong with the file.
     fn read(&mut self, path: &Path) -> bool {
         match read(path) {
             Ok(secrets) => {
-                if self.fault.take().is_some() {
-                    tracing::info!(path = %path.display(), "secret file is good again");
-                }
                 let changed = secrets != self.secrets;
                 self.secrets = secrets;
-                changed
+                changed | self.fault.take().is_some()
             }
-            Err(fault) => {
-                if self.fault.as_ref() != Some(&fault) {
-                    tracing::error!(path = %path.display(), error = fault, "secret file is no good, last good stays");
-                }
-                self.fault = Some(fault);
-                false
-            }
+            Err(fault) => self.fault.replace(fault.clone()) != Some(fault),
         }
     }
 }
@@ -179,3 +170,56 @@ fn directory(path: &Path) -> PathBuf {
 const POLL: Duration = Duration::from_secs(10);
 /// Time for a burst of changes to end.
 const BURST: Duration = Duration::from_millis(50);
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+    use tokio::{sync::Notify, time::timeout};
+
+    use super::Files;
+    use crate::config::tls::Secret;
+
+    fn file(name: &str) -> String {
+        let made = rcgen::generate_simple_self_signed(vec![name.to_owned()]).unwrap();
+        let secret = serde_json::json!({"resources": [{
+            "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret",
+            "name": "s",
+            "tls_certificate": {
+                "certificate_chain": {"inline_string": made.cert.pem()},
+                "private_key": {"inline_string": made.signing_key.serialize_pem()},
+            },
+        }]});
+        secret.to_string()
+    }
+
+    #[tokio::test]
+    async fn a_replaced_file_is_seen_and_a_bad_one_keeps_the_last_good_secrets() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("sds.json");
+        let put = |text: String| {
+            let new = directory.path().join("new");
+            std::fs::write(&new, text).unwrap();
+            std::fs::rename(&new, &path).unwrap();
+        };
+        let changed = Arc::new(Notify::new());
+        let files = Files::new(Arc::clone(&changed));
+        let news = async || timeout(Duration::from_secs(30), changed.notified()).await.unwrap();
+        put(file("first"));
+        files.want(&BTreeSet::from([path.clone()]));
+        let first = files.secret(&path, "s").unwrap();
+        assert!(matches!(&*first, Secret::Certificate(_)) && files.secret(&path, "other").is_none());
+        let watch = tokio::spawn(files.clone().watch());
+
+        put("resources: [{".to_owned());
+        news().await;
+        assert_eq!(files.faults().len(), 1, "{:?}", files.faults());
+        assert_eq!(files.secret(&path, "s").as_ref(), Some(&first));
+
+        put(file("second"));
+        news().await;
+        assert!(files.faults().is_empty());
+        assert_ne!(files.secret(&path, "s").as_ref(), Some(&first));
+        watch.abort();
+    }
+}

@@ -23,7 +23,7 @@ use parking_lot::Mutex;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     sync::{Notify, mpsc},
-    time::{Instant, sleep},
+    time::{Instant, sleep, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{
@@ -138,23 +138,39 @@ impl Session<'_> {
     }
 
     async fn connect(&self) -> Result<Channel, Ended> {
-        let name = &self.stream.ads.cluster;
-        let cluster = self.stream.shared.store.current().clusters.get(name).cloned();
-        let cluster = cluster.filter(|cluster| cluster.is_ready()).ok_or_else(|| Ended::NotReady(Arc::clone(name)))?;
-        let timeout = cluster.spec().connect_timeout;
+        let cluster = self.cluster().await?;
+        let limit = cluster.spec().connect_timeout;
         let keepalive = cluster.spec().http2_keepalive.unwrap_or(PINGS);
         let connector = tower::service_fn(move |_: Uri| {
             let cluster = Arc::clone(&cluster);
             async move { dial(&cluster).await.map(TokioIo::new) }
         });
         Endpoint::from_static("http://control-plane")
-            .connect_timeout(timeout)
+            .connect_timeout(limit)
             .http2_keep_alive_interval(keepalive.interval)
             .keep_alive_timeout(keepalive.timeout)
             .keep_alive_while_idle(true)
             .connect_with_connector(connector)
             .await
             .map_err(|error| Ended::Connect(chain(&error)))
+    }
+
+    /// The cluster, once it is ready: its name may have to be resolved first.
+    async fn cluster(&self) -> Result<Arc<Cluster>, Ended> {
+        let (store, name) = (&self.stream.shared.store, &self.stream.ads.cluster);
+        let mut news = store.changed();
+        let ready = async {
+            loop {
+                let cluster = store.current().clusters.get(name).cloned();
+                if let Some(cluster) = cluster.filter(|cluster| cluster.is_ready()) {
+                    return cluster;
+                }
+                if news.changed().await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+            }
+        };
+        timeout(READY_PATIENCE, ready).await.map_err(|_| Ended::NotReady(Arc::clone(name)))
     }
 
     fn request<T>(&self, messages: T) -> tonic::Request<T> {
@@ -374,6 +390,8 @@ impl Backoff {
 const BACKOFF_BASE: Duration = Duration::from_millis(500);
 /// Last bound.
 const BACKOFF_MAX: Duration = Duration::from_secs(30);
+/// Longest wait for the cluster's endpoints and secrets before that is told.
+const READY_PATIENCE: Duration = Duration::from_secs(5);
 /// Unless the cluster says otherwise.
 const PINGS: Http2Keepalive = Http2Keepalive { interval: Duration::from_secs(310), timeout: Duration::from_secs(20) };
 /// Largest response taken.
