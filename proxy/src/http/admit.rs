@@ -7,6 +7,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, Version, he
 
 use super::{
     exchange::Exchange,
+    identify::is_internal,
     step::{Step, Stop},
 };
 use crate::{body::Body, config::http::HttpConnectionManager, error::Reason};
@@ -18,24 +19,26 @@ pub(super) struct Admit;
 impl Step for Admit {
     fn request(self, exchange: &mut Exchange) -> Result<(), Stop> {
         let http = &exchange.cx.conn.http;
-        let admitted = admit(&mut exchange.request, &http.config);
-        if let Err(reason) = admitted {
-            exchange.log_request();
-            return Err(reason.into());
+        match admit(&mut exchange.request, &http.config) {
+            Ok(seen) => exchange.seen = seen,
+            Err(reason) => {
+                exchange.log_request();
+                return Err(reason.into());
+            }
         }
         Ok(())
     }
 }
 
 /// Checks a request's head and brings it to one form.
-fn admit(request: &mut Request<Body>, config: &HttpConnectionManager) -> Result<(), Reason> {
+fn admit(request: &mut Request<Body>, config: &HttpConnectionManager) -> Result<Seen, Reason> {
     if request.version() <= Version::HTTP_10 && !config.accept_http_10 {
         return Err(Reason::LowVersion);
     }
     if request.headers().len() > config.max_headers_count as usize {
         return Err(Reason::TooManyHeaders);
     }
-    check_headers(request.headers())?;
+    let seen = look(request.headers())?;
     let host = authority(request)?;
     if request.method() == Method::CONNECT {
         return Err(Reason::RouteNotFound);
@@ -44,29 +47,50 @@ fn admit(request: &mut Request<Body>, config: &HttpConnectionManager) -> Result<
         request.headers_mut().insert(header::HOST, host);
     }
     to_origin_form(request)?;
-    remove_hop_by_hop(request.headers_mut());
-    Ok(())
+    if seen.hop_by_hop {
+        remove_hop_by_hop(request.headers_mut());
+    }
+    Ok(seen)
 }
 
-/// Refuses values that are no text, names that some servers read as framing or forwarding headers, and transfer codings
-/// other than `chunked`.
-fn check_headers(headers: &HeaderMap) -> Result<(), Reason> {
+/// Kinds of headers that are there; most requests have none of them, and then nothing is looked up one by one.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Seen {
+    hop_by_hop: bool,
+    /// Headers that only a proxy may set.
+    pub(super) internal: bool,
+}
+
+/// Looks at each header once. Refuses values that are no text, names that some servers read as framing or forwarding
+/// headers, and transfer codings other than `chunked`.
+fn look(headers: &HeaderMap) -> Result<Seen, Reason> {
+    let mut seen = Seen::default();
     for (name, value) in headers {
         // Most values are plain; only others need the slow look.
         if value.to_str().is_err() && std::str::from_utf8(value.as_bytes()).is_err() {
             return Err(Reason::BadHeader);
         }
-        if name.as_str().as_bytes().contains(&b'_') && is_disguised(name) {
-            return Err(Reason::BadHeader);
+        match *name {
+            header::CONNECTION | header::UPGRADE | header::TE | header::EXPECT => seen.hop_by_hop = true,
+            header::TRANSFER_ENCODING => {
+                seen.hop_by_hop = true;
+                check_codings(headers)?;
+            }
+            _ => match name.as_str().as_bytes() {
+                [b'k' | b'p' | b'h', ..] if HOP_BY_HOP.contains(name) => seen.hop_by_hop = true,
+                [b'x', ..] if is_internal(name) => seen.internal = true,
+                bytes if bytes.contains(&b'_') && is_disguised(name) => return Err(Reason::BadHeader),
+                _ => {}
+            },
         }
     }
+    Ok(seen)
+}
+
+fn check_codings(headers: &HeaderMap) -> Result<(), Reason> {
     let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
-    if let Some(first) = codings.next()
-        && (codings.next().is_some() || !first.as_bytes().eq_ignore_ascii_case(b"chunked"))
-    {
-        return Err(Reason::BadTransferEncoding);
-    }
-    Ok(())
+    let chunked = codings.next().is_some_and(|first| first.as_bytes().eq_ignore_ascii_case(b"chunked"));
+    if chunked && codings.next().is_none() { Ok(()) } else { Err(Reason::BadTransferEncoding) }
 }
 
 /// `transfer_encoding`, `content_length`, `x_forwarded_for`: CGI-like servers read `_` as `-`.
@@ -159,7 +183,7 @@ fn remove_hop_by_hop(headers: &mut HeaderMap) {
         headers.remove(header::UPGRADE);
     }
     headers.remove(header::TRANSFER_ENCODING);
-    for name in [&KEEP_ALIVE, &PROXY_CONNECTION, &HTTP2_SETTINGS] {
+    for name in &HOP_BY_HOP {
         headers.remove(name);
     }
     // The server sends 100 when the body is asked for; towards the upstream nobody would wait for it.
@@ -190,9 +214,11 @@ fn may_be_removed(name: &HeaderName) -> bool {
         && name.as_str() != "x-request-id"
 }
 
-const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
-const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
-const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
+const HOP_BY_HOP: [HeaderName; 3] = [
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    HeaderName::from_static("http2-settings"),
+];
 
 #[cfg(test)]
 mod tests {
@@ -212,7 +238,7 @@ mod tests {
     }
 
     fn admitted(request: &mut Request<Body>) -> Result<(), Reason> {
-        admit(request, &manager())
+        admit(request, &manager()).map(|_| ())
     }
 
     #[test]

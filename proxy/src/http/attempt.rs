@@ -44,7 +44,7 @@ impl Service<Exchange> for Attempt {
 }
 
 async fn attempt(exchange: Exchange) -> Outcome {
-    let Exchange { mut request, cx, snapshot: _ } = exchange;
+    let Exchange { mut request, cx, .. } = exchange;
     let Some(cluster) = cx.cluster.get() else { return Err(Reason::ClusterNotFound.into()) };
     let permit = cluster.admit_request().map_err(|_| our_fault(cluster, Reason::Overflow))?;
     let endpoint = pick(&cx, cluster).map_err(|none| our_fault(cluster, of_no_endpoint(none)))?;
@@ -159,6 +159,13 @@ fn of_error(cx: &Context, cluster: &Cluster, error: UpstreamError) -> Refusal {
 
 /// Removes what concerns the upstream's connection only.
 fn remove_hop_by_hop(headers: &mut HeaderMap) {
+    let own = |name: &HeaderName| match *name {
+        header::CONNECTION | header::TRANSFER_ENCODING | header::UPGRADE => true,
+        _ => *name == KEEP_ALIVE || *name == PROXY_CONNECTION,
+    };
+    if !headers.keys().any(own) {
+        return;
+    }
     if let Some(connection) = headers.remove(header::CONNECTION) {
         for name in connection.to_str().unwrap_or_default().split(',') {
             if let Ok(name) = HeaderName::from_bytes(name.trim().as_bytes())

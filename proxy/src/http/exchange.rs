@@ -21,6 +21,7 @@ use smallvec::SmallVec;
 use tokio::time::Instant;
 
 use super::{
+    admit::Seen,
     life::Life,
     runtime::{HttpRuntime, Limiter, Matched},
 };
@@ -62,6 +63,8 @@ impl Conn {
 pub(super) struct Exchange {
     pub(super) request: Request<Body>,
     pub(super) cx: Arc<Context>,
+    /// What the look at its headers found.
+    pub(super) seen: Seen,
     /// Loaded once, from the route step to the choice of the cluster.
     pub(super) snapshot: Option<Arc<Snapshot>>,
 }
@@ -133,7 +136,7 @@ impl Exchange {
             notes: Mutex::new(Notes { entry: conn.http.loggers.begin(&conn.info.connection), ..Notes::default() }),
             conn,
         };
-        Self { request, cx: Arc::new(cx), snapshot: None }
+        Self { request, cx: Arc::new(cx), seen: Seen::default(), snapshot: None }
     }
 
     /// The request as rules see it.

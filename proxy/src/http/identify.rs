@@ -17,6 +17,9 @@ pub(super) struct Identify;
 impl Step for Identify {
     fn request(self, exchange: &mut Exchange) -> Result<(), Stop> {
         let cx = &exchange.cx;
+        if exchange.seen.internal {
+            remove_internal(exchange.request.headers_mut());
+        }
         identify(exchange.request.headers_mut(), &cx.conn);
         if cx.conn.http.keeps_head {
             exchange.keep_head();
@@ -27,7 +30,6 @@ impl Step for Identify {
 
 fn identify(headers: &mut HeaderMap, conn: &Conn) {
     let config = &conn.http.config;
-    remove_internal(headers);
     request_id(headers, config);
     forwarded(headers, config, conn.info.peer.ip().to_canonical(), conn.scheme());
 }
@@ -35,17 +37,16 @@ fn identify(headers: &mut HeaderMap, conn: &Conn) {
 /// Removes the headers that steer or describe proxies, wherever they come from. Those that the next sidecar is meant to
 /// read are let through (and overwritten by us where we know better).
 fn remove_internal(headers: &mut HeaderMap) {
-    headers.remove(&XFCC);
-    let internal = |name: &HeaderName| {
-        let name = name.as_str();
-        (name.starts_with("x-envoy-") && !PASSED.contains(&name)) || name.starts_with("x-oxmesh-")
-    };
-    if headers.keys().any(internal) {
-        let names: Vec<_> = headers.keys().filter(|name| internal(name)).cloned().collect();
-        for name in names {
-            headers.remove(name);
-        }
+    let names: Vec<_> = headers.keys().filter(|name| is_internal(name)).cloned().collect();
+    for name in names {
+        headers.remove(name);
     }
+}
+
+/// True for what only a proxy may say.
+pub(super) fn is_internal(name: &HeaderName) -> bool {
+    let text = name.as_str();
+    *name == XFCC || (text.starts_with("x-envoy-") && !PASSED.contains(&text)) || text.starts_with("x-oxmesh-")
 }
 
 fn request_id(headers: &mut HeaderMap, config: &HttpConnectionManager) {
@@ -76,14 +77,18 @@ fn forwarded(headers: &mut HeaderMap, config: &HttpConnectionManager, peer: IpAd
 /// A random UUID of version 4 (RFC 9562 section 5.4).
 fn uuid4() -> HeaderValue {
     const HEX: &[u8; 16] = b"0123456789abcdef";
-    let random = (fastrand::u128(..) & !(0xf << 76) & !(0x3 << 62)) | (0x4 << 76) | (0x2 << 62);
+    let mut random = fastrand::u128(..).to_be_bytes();
+    random[6] = random[6] & 0x0f | 0x40;
+    random[8] = random[8] & 0x3f | 0x80;
     let mut text = [b'-'; 36];
-    let mut nibble = 128;
-    for (at, out) in text.iter_mut().enumerate() {
-        if !matches!(at, 8 | 13 | 18 | 23) {
-            nibble -= 4;
-            *out = HEX[(random >> nibble) as usize & 15];
+    let mut at = 0;
+    for (position, byte) in random.into_iter().enumerate() {
+        if matches!(position, 4 | 6 | 8 | 10) {
+            at += 1;
         }
+        text[at] = HEX[usize::from(byte >> 4)];
+        text[at + 1] = HEX[usize::from(byte & 15)];
+        at += 2;
     }
     HeaderValue::from_bytes(&text).unwrap_or_else(|_| HeaderValue::from_static(""))
 }

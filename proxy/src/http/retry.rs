@@ -79,7 +79,7 @@ async fn run<S>(mut inner: S, exchange: Exchange, policy: Arc<RetryPolicy>) -> O
 where
     S: Service<Exchange, Response = Response<Body>, Error = Refusal>,
 {
-    let Exchange { request, cx, snapshot: _ } = exchange;
+    let Exchange { request, cx, seen, snapshot: _ } = exchange;
     let (parts, body) = request.into_parts();
     let replay = Replay::new(body, MAX_REPLAY_BYTES);
     // Held while a retry is in flight.
@@ -87,7 +87,7 @@ where
     let mut retries = 0;
     loop {
         let request = Request::from_parts(copy(&parts), replay.body());
-        let exchange = Exchange { request, cx: Arc::clone(&cx), snapshot: None };
+        let exchange = Exchange { request, cx: Arc::clone(&cx), seen, snapshot: None };
         let outcome = match policy.per_try_timeout {
             None => inner.call(exchange).await,
             Some(limit) => timeout(limit, inner.call(exchange)).await.unwrap_or_else(|_| {
