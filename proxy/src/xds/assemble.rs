@@ -218,14 +218,13 @@ impl Assembler {
         let spec = Arc::clone(tended.cluster.spec());
         if let Discovery::Eds(name) = &spec.discovery {
             match client.kind(Kind::Endpoints).entries().get(name).map(|entry| &entry.resource) {
-                Some(Resource::Assignment(next)) => {
-                    if tended.assignment.as_ref() != Some(next) {
-                        tended.cluster.set_assignment(next);
-                        tended.assignment = Some(Arc::clone(next));
-                    }
+                Some(Resource::Assignment(next)) if tended.assignment.as_ref() != Some(next) => {
+                    tended.cluster.set_assignment(next);
+                    tended.assignment = Some(Arc::clone(next));
                 }
-                _ if client.settled(Kind::Endpoints, name, now) => tended.cluster.give_up_waiting(),
-                _ => {}
+                Some(_) => {}
+                None if client.settled(Kind::Endpoints, name, now) => tended.cluster.give_up_waiting(),
+                None => {}
             }
         }
         if let Some(tls) = &spec.tls {

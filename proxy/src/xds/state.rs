@@ -427,7 +427,8 @@ fn refusal(errors: &[String]) -> Status {
     const MAX_MESSAGE_BYTES: usize = 16 * 1024;
     let mut message = errors.join("\n");
     if message.len() > MAX_MESSAGE_BYTES {
-        message.truncate(message.floor_char_boundary(MAX_MESSAGE_BYTES));
+        let end = (0..=MAX_MESSAGE_BYTES).rev().find(|at| message.is_char_boundary(*at)).unwrap_or(0);
+        message.truncate(end);
         message.push_str("… (more)");
     }
     Status { code: tonic::Code::InvalidArgument as i32, message, details: Vec::new() }

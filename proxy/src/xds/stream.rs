@@ -398,3 +398,7 @@ const PINGS: Http2Keepalive = Http2Keepalive { interval: Duration::from_secs(310
 const MAX_MESSAGE_BYTES: usize = 64 << 20;
 /// Requests that may wait for the server to read.
 const MAX_QUEUED: usize = 256;
+
+#[cfg(test)]
+#[path = "stream_tests.rs"]
+mod tests;

@@ -218,7 +218,6 @@ impl Subscription {
     }
 
     /// Versions by name, for a new delta stream. What the server said is gone is not among them.
-    #[must_use]
     pub fn held_versions(&self) -> impl Iterator<Item = (&Name, &str)> {
         let present = self.entries.iter().filter(|(name, _)| !self.absent.contains(*name));
         present.map(|(name, entry)| (name, entry.version.as_str()))
