@@ -226,6 +226,60 @@ as Envoy does; `--reject-unknown-dynamic-fields` and `--allow-unknown-static-fie
         assert!(page == markdown(), "docs/reference/xds-subset.md is old: run this test with OXMESH_WRITE_DOCS=1");
     }
 
+    /// Messages of what OSM can send that we don't have, whole: their extensions are refused where they stand.
+    const WITHOUT: [&str; 9] = [
+        "envoy.config.core.v3.GrpcService.GoogleGrpc",
+        "envoy.config.core.v3.HealthCheck",
+        "envoy.config.ratelimit.",
+        "envoy.config.route.v3.RateLimit",
+        "envoy.config.trace.",
+        "envoy.extensions.access_loggers.grpc.",
+        "envoy.extensions.access_loggers.open_telemetry.",
+        "envoy.extensions.common.ratelimit.",
+        "opentelemetry.",
+    ];
+
+    #[test]
+    fn of_the_fields_that_osm_sends_these_are_refused() {
+        let mut refused = Vec::new();
+        for line in include_str!("../../tests/data/l1-fields.txt").lines().filter(|l| !l.starts_with('#')) {
+            let (message, fields) = line.split_once(": ").unwrap();
+            let name = match message.strip_prefix("x.") {
+                Some(rest) => format!("envoy.extensions.{rest}"),
+                None if message.starts_with("opentelemetry.") => message.to_owned(),
+                None => format!("envoy.{message}"),
+            };
+            if WITHOUT.iter().any(|w| name.starts_with(w)) {
+                continue;
+            }
+            let Some(known) = entry(&name) else {
+                refused.push(name);
+                continue;
+            };
+            for field in fields.split('\'').skip(1).step_by(2) {
+                if !known.fields.iter().any(|(f, _)| *f == field) {
+                    refused.push(format!("{name}.{field}"));
+                }
+            }
+        }
+        let (http, network) = ("envoy.extensions.filters.http", "envoy.extensions.filters.network");
+        let expected = [
+            "envoy.config.cluster.v3.Cluster.health_checks".to_owned(),
+            "envoy.config.core.v3.GrpcService.google_grpc".to_owned(),
+            "envoy.config.route.v3.RouteAction.rate_limits".to_owned(),
+            "envoy.config.route.v3.VirtualHost.rate_limits".to_owned(),
+            format!("{http}.ext_authz.v3.BufferSettings"),
+            format!("{http}.ext_authz.v3.ExtAuthz"),
+            format!("{http}.health_check.v3.HealthCheck"),
+            format!("{http}.lua.v3.Lua"),
+            format!("{http}.ratelimit.v3.RateLimit"),
+            format!("{network}.http_connection_manager.v3.HttpConnectionManager.tracing"),
+            format!("{network}.http_connection_manager.v3.HttpConnectionManager.Tracing"),
+            format!("{network}.ratelimit.v3.RateLimit"),
+        ];
+        assert_eq!(refused, expected);
+    }
+
     #[test]
     fn what_is_not_listed_is_refused() {
         assert_eq!(of("envoy.config.cluster.v3.Cluster", "outlier_detection"), Support::Refused);

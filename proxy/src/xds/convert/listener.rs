@@ -283,7 +283,7 @@ fn network_filter(filter: &InFilter, any: &Any, at: &At<'_>, cx: &mut Cx<'_>) ->
         "RBAC" => {
             let config: RbacFilter = cx.decode(any, &config_at)?;
             let rules = match config.rules.as_ref() {
-                Some(rules) => Some(rbac::rules(rules, &inside.field("rules"), cx)?),
+                Some(rules) => Some(rbac::connection_rules(rules, &inside.field("rules"), cx)?),
                 None => None,
             };
             Some(NetworkFilter::Rbac(Arc::new(NetworkRbac { stat_prefix: config.stat_prefix.as_str().into(), rules })))

@@ -28,6 +28,42 @@ pub(super) fn rules(rules: &InRbac, at: &At<'_>, cx: &mut Cx<'_>) -> Option<Rbac
     Some(Rbac { action, policies })
 }
 
+/// Rules for connections: what only requests have is refused, since a condition that never holds would deny or, negated,
+/// allow everybody.
+pub(super) fn connection_rules(rules: &InRbac, at: &At<'_>, cx: &mut Cx<'_>) -> Option<Rbac> {
+    let converted = self::rules(rules, at, cx)?;
+    let at = at.field("policies");
+    let mut fits = true;
+    for (name, policy) in &converted.policies {
+        if policy.permissions.iter().any(asks_request) || policy.principals.iter().any(asks_caller) {
+            cx.report.error(&at.key(name), "header and url_path are not supported for connections");
+            fits = false;
+        }
+    }
+    fits.then_some(converted)
+}
+
+fn asks_request(permission: &Permission) -> bool {
+    match permission {
+        Permission::Header(_) | Permission::UrlPath(_) => true,
+        Permission::And(list) | Permission::Or(list) => list.iter().any(asks_request),
+        Permission::Not(not) => asks_request(not),
+        Permission::Any
+        | Permission::DestinationIp(_)
+        | Permission::DestinationPort(_)
+        | Permission::RequestedServerName(_) => false,
+    }
+}
+
+fn asks_caller(principal: &Principal) -> bool {
+    match principal {
+        Principal::Header(_) | Principal::UrlPath(_) => true,
+        Principal::And(list) | Principal::Or(list) => list.iter().any(asks_caller),
+        Principal::Not(not) => asks_caller(not),
+        Principal::Any | Principal::Authenticated(_) | Principal::DirectRemoteIp(_) | Principal::RemoteIp(_) => false,
+    }
+}
+
 fn policy(policy: &InPolicy, at: &At<'_>, cx: &mut Cx<'_>) -> Option<Policy> {
     Some(Policy {
         permissions: permissions(&policy.permissions, &at.field("permissions"), cx)?,

@@ -422,6 +422,19 @@ fn rules_that_are_not_understood() {
 }
 
 #[test]
+fn rules_for_connections_can_not_ask_for_requests() {
+    let method = json!({"not_rule": {"header": {"name": ":method", "string_match": {"exact": "GET"}}}});
+    let policy = json!({"permissions": [method], "principals": [{"any": true}]});
+    let rbac = ext("filters.network.rbac.v3.RBAC", json!({"stat_prefix": "x", "rules": {"policies": {"p": policy}}}));
+    let filters = json!([{"name": "l4", "typed_config": rbac}, {"name": "http", "typed_config": manager()}]);
+    check(vec![(
+        with(&listener(), "/filter_chains/0/filters", filters),
+        "filter_chains[0].filters[0].typed_config[RBAC].rules.policies[\"p\"]: header and url_path are not supported for \
+         connections",
+    )]);
+}
+
+#[test]
 fn bytes_that_are_no_resource() {
     let wrong = Any { type_url: CLUSTER.into(), value: vec![0x0a, 0x05, b'c'] };
     let rejected = super::super::resource(CLUSTER, &wrong, &Options::SERVER).unwrap_err();
