@@ -11,7 +11,7 @@ pub fn pods_missing() -> Option<String> {
     if !oxmesh::pod::privilege::is_root() {
         return Some("needs root (network namespaces and iptables)".to_owned());
     }
-    for tool in ["ip", "iptables-restore", "ip6tables-restore", "nsenter", "setpriv", "unshare", "curl"] {
+    for tool in ["ip", "iptables-restore", "ip6tables-restore", "nsenter", "setpriv", "unshare", "curl", "openssl"] {
         let found = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"].iter().any(|dir| Path::new(dir).join(tool).exists());
         if !found {
             return Some(format!("{tool} is not installed"));

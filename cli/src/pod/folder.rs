@@ -3,26 +3,33 @@
 //! Layout: `manifests/` (the user's), `state/` (pods as objects, ours), `ca/`, `pods/<name>/`,
 //! `bin/` (mount points), `addresses/` (numbers in use), `mesh.json` (what is needed to join).
 
-use std::fs;
+use std::fs::{self, File};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::fs::{FlockOperation, flock};
 
 use super::PodError;
-use super::process::is_alive;
 
 /// A mesh's folder. One that we made in the temporary folder is removed on drop.
 #[derive(Debug)]
 pub struct Folder {
     path: PathBuf,
     remove: bool,
+    /// Locked as long as this process lives; the kernel lets go of it, however the process ends.
+    _lock: Option<File>,
 }
 
 const PREFIX: &str = "oxmesh-run-";
 const KEEP: &str = ".keep";
+const LOCK: &str = ".lock";
+/// Between its making and its locking a folder is nobody's; nobody takes this long.
+const UNLOCKED: Duration = Duration::from_secs(60);
 
 impl Folder {
-    /// A new folder in the temporary folder, named after this process, removed on drop. Folders
-    /// of this user whose process is dead are removed first.
+    /// A new folder in the temporary folder, removed on drop. Folders of this user that nobody
+    /// holds any more are removed first.
     ///
     /// # Errors
     /// [`PodError::File`].
@@ -30,10 +37,12 @@ impl Folder {
         let parent = std::env::temp_dir();
         remove_leftovers(&parent);
         let temporary = tempfile::Builder::new()
-            .prefix(&format!("{PREFIX}{}-", std::process::id()))
+            .prefix(PREFIX)
             .tempdir_in(&parent)
             .map_err(PodError::file("create a folder in", &parent))?;
-        let folder = Self { path: temporary.keep(), remove: true };
+        let path = temporary.keep();
+        let lock = lock(&path).map_err(PodError::file("lock", &path))?;
+        let folder = Self { path, remove: true, _lock: Some(lock) };
         folder.lay_out()?;
         Ok(folder)
     }
@@ -45,7 +54,7 @@ impl Folder {
     pub fn at(path: &Path) -> Result<Self, PodError> {
         fs::create_dir_all(path).map_err(PodError::file("create", path))?;
         let path = path.canonicalize().map_err(PodError::file("find", path))?;
-        let folder = Self { path, remove: false };
+        let folder = Self { path, remove: false, _lock: None };
         folder.lay_out()?;
         Ok(folder)
     }
@@ -104,23 +113,31 @@ pub(crate) fn create(path: &Path) -> Result<(), PodError> {
     }
 }
 
+fn lock(folder: &Path) -> std::io::Result<File> {
+    let file = File::create(folder.join(LOCK))?;
+    flock(&file, FlockOperation::NonBlockingLockExclusive)?;
+    Ok(file)
+}
+
 fn remove_leftovers(parent: &Path) {
     let me = rustix::process::geteuid().as_raw();
     let entries = fs::read_dir(parent).into_iter().flatten().flatten();
-    for entry in entries {
-        let name = entry.file_name();
-        let Some(owner) = name.to_str().and_then(owner_pid) else { continue };
+    for entry in entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(PREFIX)) {
         // The entry's own metadata: a symbolic link is not a folder of ours.
-        let ours = entry.metadata().is_ok_and(|meta| meta.is_dir() && meta.uid() == me);
-        let dead = !is_alive(owner);
-        if ours && dead && !entry.path().join(KEEP).exists() {
+        let Ok(meta) = entry.metadata() else { continue };
+        let ours = meta.is_dir() && meta.uid() == me;
+        if ours && !entry.path().join(KEEP).exists() && is_left(&entry.path(), &meta) {
             let _ = fs::remove_dir_all(entry.path());
         }
     }
 }
 
-fn owner_pid(name: &str) -> Option<u32> {
-    name.strip_prefix(PREFIX)?.split('-').next()?.parse().ok()
+/// Whether nobody holds the folder. Process ids can't tell: its holder may live in another process namespace.
+fn is_left(folder: &Path, meta: &fs::Metadata) -> bool {
+    match File::open(folder.join(LOCK)) {
+        Ok(file) => flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok(),
+        Err(_) => meta.modified().is_ok_and(|made| made.elapsed().is_ok_and(|age| age > UNLOCKED)),
+    }
 }
 
 #[cfg(test)]
@@ -128,18 +145,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn leftovers_of_dead_runs_alone_are_removed() {
+    fn leftovers_that_nobody_holds_alone_are_removed() {
         let parent = tempfile::tempdir().expect("a temporary folder");
-        let dead = parent.path().join(format!("{PREFIX}4294967294-x"));
-        let kept = parent.path().join(format!("{PREFIX}4294967293-x"));
-        let alive = parent.path().join(format!("{PREFIX}{}-x", std::process::id()));
-        let foreign = parent.path().join("other-4294967294-x");
-        for path in [&dead, &kept, &alive, &foreign] {
-            fs::create_dir(path).expect("a folder");
-        }
+        let make = |name: &str| {
+            let path = parent.path().join(name);
+            fs::create_dir(&path).expect("a folder");
+            path
+        };
+        let [left, kept, held, young] = ["left", "kept", "held", "young"].map(|name| make(&format!("{PREFIX}{name}")));
+        let foreign = make("other");
+        drop(lock(&left).expect("a lock"));
+        drop(lock(&kept).expect("a lock"));
         fs::write(kept.join(KEEP), "").expect("a file");
+        let holder = lock(&held).expect("a lock");
         remove_leftovers(parent.path());
-        assert!(!dead.exists());
-        assert!(kept.exists() && alive.exists() && foreign.exists());
+        assert!(!left.exists());
+        assert!(kept.exists() && held.exists() && young.exists() && foreign.exists());
+        drop(holder);
+        remove_leftovers(parent.path());
+        assert!(!held.exists());
     }
 }
