@@ -3,7 +3,7 @@
 //! Everything that can be refused before the terminal is refused here, with a counter and a log line. Nothing falls back:
 //! a chain that asks for TLS is never served without it.
 
-use std::{net::SocketAddr, ops::Deref, sync::Arc, time::Duration};
+use std::{borrow::Cow, net::SocketAddr, ops::Deref, sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use tokio::{
@@ -356,6 +356,7 @@ fn refuse(
     flag: Option<(Flag, &'static str)>,
     termination: Option<String>,
 ) {
+    let termination: Option<Cow<'static, str>> = termination.map(Into::into);
     tracing::debug!(
         listener = %connection.listener, peer = %connection.peer, destination = %connection.local,
         why = flag.map(|f| f.1).or(termination.as_deref()), "connection refused"
@@ -364,8 +365,11 @@ fn refuse(
         if let Some((flag, details)) = flag {
             entry.flags.set(flag);
             entry.details = Some(details.into());
+        } else {
+            // Envoy tells it by `CONNECTION_TERMINATION_DETAILS` alone, which OSM's log format does not hold.
+            entry.details.clone_from(&termination);
         }
-        entry.termination = termination.map(Into::into);
+        entry.termination = termination;
     }
 }
 
