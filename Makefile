@@ -25,7 +25,7 @@ tools: ## install what tests and bench need (real Envoy, Python gRPC, …) under
 lint: ## format, clippy, docs, licences
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
-	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --locked --document-private-items
+	RUSTDOCFLAGS="-D warnings -A rustdoc::private-intra-doc-links" $(CARGO) doc --workspace --no-deps --locked --document-private-items
 	@tests/tools/deny.sh
 
 fuzz: ## each fuzz target for a bounded number of inputs

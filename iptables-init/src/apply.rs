@@ -17,9 +17,7 @@ use crate::saved::Table;
 #[derive(Debug, Error)]
 pub enum ApplyError {
     /// The tool is not there or can't be started.
-    #[error(
-        "{family}: can't run `{command}`: {error} (install the package iptables, or set PATH to where it is)"
-    )]
+    #[error("{family}: can't run `{command}`: {error} (install the package iptables, or set PATH to where it is)")]
     Spawn {
         /// Family that was to be programmed.
         family: Family,
@@ -79,9 +77,7 @@ fn apply_v6(options: &Options) -> Result<Outcome, ApplyError> {
     let has_address = !addresses.trim().is_empty();
     match options.ipv6 {
         Ipv6Mode::Off if has_address => Ok(Outcome::LeftOpen),
-        Ipv6Mode::Off => Ok(Outcome::Absent(
-            "turned off by --ipv6 off, and no interface has an IPv6 address".into(),
-        )),
+        Ipv6Mode::Off => Ok(Outcome::Absent("turned off by --ipv6 off, and no interface has an IPv6 address".into())),
         Ipv6Mode::On => program(options, Family::V6),
         Ipv6Mode::Auto if has_address => program(options, Family::V6),
         // No address yet, but one may still come: program what can be programmed.
@@ -106,14 +102,9 @@ fn program(options: &Options, family: Family) -> Result<Outcome, ApplyError> {
     let wanted = Table::parse(&rules);
     let differences = wanted.missing_from(&Table::parse(&save(family)?));
     if !differences.is_empty() {
-        return Err(ApplyError::NotInForce {
-            family,
-            differences: differences.join("; "),
-        });
+        return Err(ApplyError::NotInForce { family, differences: differences.join("; ") });
     }
-    Ok(Outcome::InForce(
-        rules.lines().filter(|line| line.starts_with("-A ")).count(),
-    ))
+    Ok(Outcome::InForce(rules.lines().filter(|line| line.starts_with("-A ")).count()))
 }
 
 fn save(family: Family) -> Result<String, ApplyError> {
@@ -126,11 +117,7 @@ fn save(family: Family) -> Result<String, ApplyError> {
 
 fn run(family: Family, program: &str, args: &[&str], stdin: &str) -> Result<String, ApplyError> {
     let command = format!("{program} {}", args.join(" "));
-    let spawn_error = |error| ApplyError::Spawn {
-        family,
-        command: command.clone(),
-        error,
-    };
+    let spawn_error = |error| ApplyError::Spawn { family, command: command.clone(), error };
     let mut child = Command::new(program)
         .args(args)
         .stdin(Stdio::piped())
@@ -148,13 +135,7 @@ fn run(family: Family, program: &str, args: &[&str], stdin: &str) -> Result<Stri
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
     let stderr = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-    Err(ApplyError::Refused {
-        family,
-        command,
-        status: output.status.to_string(),
-        hint: hint(family, &stderr),
-        stderr,
-    })
+    Err(ApplyError::Refused { family, command, status: output.status.to_string(), hint: hint(family, &stderr), stderr })
 }
 
 fn hint(family: Family, stderr: &str) -> &'static str {

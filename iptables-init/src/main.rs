@@ -44,17 +44,11 @@ fn main() -> ExitCode {
 }
 
 fn print_rules(options: &Options) {
-    print!(
-        "# IPv4, for iptables-restore --noflush\n{}",
-        rules::render(options, Family::V4)
-    );
+    print!("# IPv4, for iptables-restore --noflush\n{}", rules::render(options, Family::V4));
     if options.ipv6 == Ipv6Mode::Off {
         println!("# IPv6 is turned off by --ipv6 off: no rules");
     } else {
-        print!(
-            "# IPv6, for ip6tables-restore --noflush\n{}",
-            rules::render(options, Family::V6)
-        );
+        print!("# IPv6, for ip6tables-restore --noflush\n{}", rules::render(options, Family::V6));
     }
 }
 

@@ -39,12 +39,7 @@ pub struct Options {
     pub admin_port: NonZeroU16,
 
     /// The sidecar's own inbound ports (metrics, probes), never redirected.
-    #[arg(
-        long,
-        value_name = "PORTS",
-        value_delimiter = ',',
-        default_value = "15010,15901-15904"
-    )]
+    #[arg(long, value_name = "PORTS", value_delimiter = ',', default_value = "15010,15901-15904")]
     pub sidecar_ports: Vec<PortRange>,
 
     /// Inbound ports that go to the application directly, past the sidecar.
@@ -78,12 +73,7 @@ pub struct Options {
     pub pod_ip: Vec<IpAddr>,
 
     /// User id of the sidecar, whose own connections are not redirected.
-    #[arg(
-        long,
-        value_name = "UID",
-        default_value = "1500",
-        conflicts_with = "proxy_mark"
-    )]
+    #[arg(long, value_name = "UID", default_value = "1500", conflicts_with = "proxy_mark")]
     pub proxy_uid: u32,
 
     /// Tell the sidecar's connections by this socket mark instead of its user id.
@@ -120,9 +110,7 @@ pub enum OptionsError {
     #[error("--pod-ip: {0} is not the address of a pod (give status.podIPs)")]
     NotAPodIp(IpAddr),
     /// A sidecar that would redirect to itself.
-    #[error(
-        "--inbound-port and --outbound-port are both {0} (the sidecar can't tell the directions apart)"
-    )]
+    #[error("--inbound-port and --outbound-port are both {0} (the sidecar can't tell the directions apart)")]
     SamePort(u16),
     /// The sidecar runs as root, as init programs and many applications do.
     #[error(
@@ -147,9 +135,7 @@ impl Options {
             if ip.is_loopback() || ip.is_unspecified() || ip.is_multicast() {
                 return Err(OptionsError::NotAPodIp(*ip));
             }
-            let same = self.pod_ip[..index]
-                .iter()
-                .find(|before| Family::of(before) == Family::of(ip));
+            let same = self.pod_ip[..index].iter().find(|before| Family::of(before) == Family::of(ip));
             if let Some(before) = same {
                 return Err(OptionsError::TwoPodIps(*before, *ip, Family::of(ip)));
             }
@@ -182,9 +168,7 @@ impl FromStr for Port {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
         let text = text.trim();
-        text.parse()
-            .map(Self)
-            .map_err(|_| format!("`{text}` is not a port (1-65535)"))
+        text.parse().map(Self).map_err(|_| format!("`{text}` is not a port (1-65535)"))
     }
 }
 
@@ -215,9 +199,7 @@ impl FromStr for PortRange {
         let first = first.parse::<Port>()?.0.get();
         let last = last.parse::<Port>()?.0.get();
         if last < first || last - first >= 64 {
-            return Err(format!(
-                "`{text}` is not a range of 1 to 64 ports in rising order"
-            ));
+            return Err(format!("`{text}` is not a range of 1 to 64 ports in rising order"));
         }
         Ok(Self { first, last })
     }
@@ -241,16 +223,14 @@ impl FromStr for Cidr {
         let text = text.trim();
         let net = match text.parse::<IpAddr>() {
             Ok(ip) => IpNet::from(ip),
-            Err(_) => text.parse().map_err(|_| {
-                format!("`{text}` is not an address range (write 10.0.0.0/8 or fd00::/8)")
-            })?,
+            Err(_) => {
+                text.parse().map_err(|_| format!("`{text}` is not an address range (write 10.0.0.0/8 or fd00::/8)"))?
+            }
         };
         if let IpNet::V6(v6) = net
             && v6.addr().to_ipv4_mapped().is_some()
         {
-            return Err(format!(
-                "`{text}` is IPv4 in IPv6 notation, which no packet carries (write it as IPv4)"
-            ));
+            return Err(format!("`{text}` is IPv4 in IPv6 notation, which no packet carries (write it as IPv4)"));
         }
         Ok(Self(net.trunc()))
     }
@@ -294,9 +274,9 @@ fn parse_mark(text: &str) -> Result<NonZeroU32, String> {
         Some(hex) => u32::from_str_radix(hex, 16).ok(),
         None => text.parse().ok(),
     };
-    value.and_then(NonZeroU32::new).ok_or_else(|| {
-        format!("`{text}` is not a socket mark (1-4294967295 or 0x…; 0 means unmarked)")
-    })
+    value
+        .and_then(NonZeroU32::new)
+        .ok_or_else(|| format!("`{text}` is not a socket mark (1-4294967295 or 0x…; 0 means unmarked)"))
 }
 
 #[cfg(test)]
@@ -304,8 +284,7 @@ mod tests {
     use super::*;
 
     fn parse(args: &[&str]) -> Result<Options, String> {
-        let options = Options::try_parse_from([&["init"], args].concat())
-            .map_err(|error| error.to_string())?;
+        let options = Options::try_parse_from([&["init"], args].concat()).map_err(|error| error.to_string())?;
         options.validate().map_err(|error| error.to_string())?;
         Ok(options)
     }
@@ -315,36 +294,15 @@ mod tests {
         let cases: &[(&[&str], &str)] = &[
             (&["--inbound-ports-exclude", "80,x"], "`x` is not a port"),
             (&["--inbound-ports-exclude", "0"], "`0` is not a port"),
-            (
-                &["--inbound-ports-exclude", "65536"],
-                "`65536` is not a port",
-            ),
-            (
-                &["--inbound-ports-exclude", "80\n-A OUTPUT"],
-                "is not a port",
-            ),
+            (&["--inbound-ports-exclude", "65536"], "`65536` is not a port"),
+            (&["--inbound-ports-exclude", "80\n-A OUTPUT"], "is not a port"),
             (&["--sidecar-ports", "9-5"], "rising order"),
             (&["--sidecar-ports", "1-65535"], "1 to 64 ports"),
-            (
-                &["--outbound-cidrs-exclude", "10.0.0.0/33"],
-                "not an address range",
-            ),
-            (
-                &["--outbound-cidrs-exclude", "::ffff:10.0.0.0/104"],
-                "write it as IPv4",
-            ),
-            (
-                &["--interfaces-exclude", "eth0 -j ACCEPT"],
-                "not an interface name",
-            ),
-            (
-                &["--interfaces-exclude", "eth0\nCOMMIT"],
-                "not an interface name",
-            ),
-            (
-                &["--interfaces-exclude", "a-name-far-too-long"],
-                "not an interface name",
-            ),
+            (&["--outbound-cidrs-exclude", "10.0.0.0/33"], "not an address range"),
+            (&["--outbound-cidrs-exclude", "::ffff:10.0.0.0/104"], "write it as IPv4"),
+            (&["--interfaces-exclude", "eth0 -j ACCEPT"], "not an interface name"),
+            (&["--interfaces-exclude", "eth0\nCOMMIT"], "not an interface name"),
+            (&["--interfaces-exclude", "a-name-far-too-long"], "not an interface name"),
             (&["--interfaces-exclude=-i"], "not an interface name"),
             (&["--interfaces-exclude", "+"], "not an interface name"),
             (&["--proxy-mark", "0"], "not a socket mark"),
@@ -362,19 +320,9 @@ mod tests {
 
     #[test]
     fn takes_marks_in_decimal_and_hex_and_bare_addresses_as_ranges() {
-        let options = parse(&[
-            "--proxy-mark",
-            "0x5dc",
-            "--outbound-cidrs-exclude",
-            "10.1.2.3/8, ::2",
-        ])
-        .expect("valid");
+        let options = parse(&["--proxy-mark", "0x5dc", "--outbound-cidrs-exclude", "10.1.2.3/8, ::2"]).expect("valid");
         assert_eq!(options.proxy_mark.map(NonZeroU32::get), Some(1500));
-        let cidrs: Vec<String> = options
-            .outbound_cidrs_exclude
-            .iter()
-            .map(Cidr::to_string)
-            .collect();
+        let cidrs: Vec<String> = options.outbound_cidrs_exclude.iter().map(Cidr::to_string).collect();
         assert_eq!(cidrs, ["10.0.0.0/8", "::2/128"]);
     }
 

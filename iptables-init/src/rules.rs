@@ -79,10 +79,7 @@ pub fn render_over(options: &Options, family: Family, stale: &[String]) -> Strin
     for rule in stale {
         line(&mut text, format_args!("-D {rule}"));
     }
-    let rules = inbound(options)
-        .into_iter()
-        .chain(outbound(options, family))
-        .chain(jumps(options));
+    let rules = inbound(options).into_iter().chain(outbound(options, family)).chain(jumps(options));
     for rule in rules {
         line(&mut text, format_args!("-A {rule}"));
     }
@@ -98,14 +95,8 @@ fn line(text: &mut String, content: fmt::Arguments<'_>) {
 /// be atomic.
 fn jumps(options: &Options) -> Vec<String> {
     vec![
-        format!(
-            "{IN_REDIRECT} -p tcp -j REDIRECT --to-ports {}",
-            options.inbound_port
-        ),
-        format!(
-            "{OUT_REDIRECT} -p tcp -j REDIRECT --to-ports {}",
-            options.outbound_port
-        ),
+        format!("{IN_REDIRECT} -p tcp -j REDIRECT --to-ports {}", options.inbound_port),
+        format!("{OUT_REDIRECT} -p tcp -j REDIRECT --to-ports {}", options.outbound_port),
         format!("PREROUTING -p tcp -j {INBOUND}"),
         format!("OUTPUT -p tcp -j {OUTBOUND}"),
     ]
@@ -122,11 +113,7 @@ fn inbound(options: &Options) -> Vec<String> {
     if options.inbound_ports_include.is_empty() {
         rules.push(format!("{INBOUND} -p tcp -j {IN_REDIRECT}"));
     } else {
-        rules.extend(multiport(
-            INBOUND,
-            &options.inbound_ports_include,
-            IN_REDIRECT,
-        ));
+        rules.extend(multiport(INBOUND, &options.inbound_ports_include, IN_REDIRECT));
     }
     rules
 }
@@ -145,9 +132,7 @@ fn outbound(options: &Options, family: Family) -> Vec<String> {
     }
     // A pod that calls its own service: the sidecar's outbound side connects to the pod's own
     // address, and must come in by the inbound side as any other client.
-    rules.push(format!(
-        "{OUTBOUND} -o lo ! -d {loopback} {is_proxy} -j {IN_REDIRECT}"
-    ));
+    rules.push(format!("{OUTBOUND} -o lo ! -d {loopback} {is_proxy} -j {IN_REDIRECT}"));
     rules.push(format!("{OUTBOUND} -o lo {not_proxy} -j RETURN"));
     rules.push(format!("{OUTBOUND} {is_proxy} -j RETURN"));
     rules.push(format!("{OUTBOUND} -d {loopback} -j RETURN"));
@@ -157,11 +142,7 @@ fn outbound(options: &Options, family: Family) -> Vec<String> {
     for cidr in of_family(&options.outbound_cidrs_exclude, family) {
         rules.push(format!("{OUTBOUND} -d {cidr} -j RETURN"));
     }
-    rules.extend(multiport(
-        OUTBOUND,
-        &options.outbound_ports_exclude,
-        "RETURN",
-    ));
+    rules.extend(multiport(OUTBOUND, &options.outbound_ports_exclude, "RETURN"));
     if options.outbound_cidrs_include.is_empty() {
         rules.push(format!("{OUTBOUND} -j {OUT_REDIRECT}"));
     } else {
@@ -189,10 +170,7 @@ fn multiport(chain: &str, ports: &[Port], target: &str) -> Vec<String> {
         .chunks(MULTIPORT_MAX)
         .map(|chunk| {
             let list: Vec<String> = chunk.iter().map(Port::to_string).collect();
-            format!(
-                "{chain} -p tcp -m multiport --dports {} -j {target}",
-                list.join(",")
-            )
+            format!("{chain} -p tcp -m multiport --dports {} -j {target}", list.join(","))
         })
         .collect()
 }

@@ -49,9 +49,7 @@ impl Table {
     /// Rules that jump to one of our chains from a chain that isn't ours, as they were printed.
     #[must_use]
     pub fn jumps_to_ours(&self) -> Vec<String> {
-        self.foreign_jumps()
-            .map(|(_, _, body)| body.clone())
-            .collect()
+        self.foreign_jumps().map(|(_, _, body)| body.clone()).collect()
     }
 
     /// Differences in all that is ours: our chains, and the jumps to them. Empty when equal.
@@ -70,10 +68,7 @@ impl Table {
             }
         }
         let jumps = |table: &Self| -> Vec<(String, Rule)> {
-            table
-                .foreign_jumps()
-                .map(|(chain, rule, _)| (chain.clone(), rule.clone()))
-                .collect()
+            table.foreign_jumps().map(|(chain, rule, _)| (chain.clone(), rule.clone())).collect()
         };
         let (mut wanted, mut found) = (jumps(self), jumps(actual));
         wanted.sort();
@@ -89,11 +84,7 @@ impl Table {
             .iter()
             .filter(|(chain, _)| !CHAINS.contains(&chain.as_str()))
             .flat_map(|(chain, rules)| rules.iter().map(move |(rule, body)| (chain, rule, body)))
-            .filter(|(_, rule, _)| {
-                CHAINS
-                    .iter()
-                    .any(|ours| rule.contains(&format!("-j {ours}")))
-            })
+            .filter(|(_, rule, _)| CHAINS.iter().any(|ours| rule.contains(&format!("-j {ours}"))))
     }
 }
 
@@ -109,21 +100,13 @@ fn canonical(rule: &str) -> Rule {
         }
         let mut value = String::new();
         while let Some(next) = words.next_if(|next| !next.starts_with('-') && *next != "!") {
-            value = if value.is_empty() {
-                next.to_owned()
-            } else {
-                format!("{value} {next}")
-            };
+            value = if value.is_empty() { next.to_owned() } else { format!("{value} {next}") };
         }
         let everywhere = word == "-d" && matches!(value.as_str(), "0.0.0.0/0" | "::/0");
         // `-m tcp` is implied by `--dport`, `-m multiport` by `--dports`.
         if word != "-m" && word != "--match" && !everywhere {
             let not = if negated { "! " } else { "" };
-            let option = if word == "--to-port" {
-                "--to-ports"
-            } else {
-                word
-            };
+            let option = if word == "--to-port" { "--to-ports" } else { word };
             parts.insert(format!("{not}{option} {value}"));
         }
         negated = false;
@@ -142,24 +125,15 @@ mod tests {
                 "-o lo ! -d 127.0.0.1/32 -m owner --uid-owner 1500 -j X",
                 "! -d 127.0.0.1/32 -o lo -m owner --uid-owner 1500 -j X",
             ),
-            (
-                "-p tcp --dport 80 -j RETURN",
-                "-p tcp -m tcp --dport 80 -j RETURN",
-            ),
+            ("-p tcp --dport 80 -j RETURN", "-p tcp -m tcp --dport 80 -j RETURN"),
             ("-d ::/0 -j X", "-j X"),
-            (
-                "-p tcp -j REDIRECT --to-port 1",
-                "-p tcp -j REDIRECT --to-ports 1",
-            ),
+            ("-p tcp -j REDIRECT --to-port 1", "-p tcp -j REDIRECT --to-ports 1"),
         ];
         for (left, right) in equal {
             assert_eq!(canonical(left), canonical(right));
         }
         let different = [
-            (
-                "-m owner --uid-owner 1500 -j X",
-                "-m owner ! --uid-owner 1500 -j X",
-            ),
+            ("-m owner --uid-owner 1500 -j X", "-m owner ! --uid-owner 1500 -j X"),
             ("-p tcp --dport 80 -j X", "-p tcp --dport 81 -j X"),
             ("-d 10.0.0.0/8 -j X", "-j X"),
         ];
@@ -175,29 +149,17 @@ mod tests {
             -A PREROUTING -p tcp -j OSM_PROXY_INBOUND\n\
             -A OSM_PROXY_INBOUND -p tcp -j OSM_PROXY_IN_REDIRECT\nCOMMIT\n";
         let wanted = Table::parse(whole);
-        assert_eq!(
-            wanted.missing_from(&Table::parse(whole)),
-            Vec::<String>::new()
-        );
+        assert_eq!(wanted.missing_from(&Table::parse(whole)), Vec::<String>::new());
         let jump = "-A PREROUTING -p tcp -j OSM_PROXY_INBOUND\n";
         let cases = [
-            (
-                whole.replace(":OSM_PROXY_OUTBOUND - [0:0]\n", ""),
-                "OSM_PROXY_OUTBOUND is missing",
-            ),
-            (
-                whole.replace("-p tcp -j OSM_PROXY_IN_R", "-p udp -j OSM_PROXY_IN_R"),
-                "chain OSM_PROXY_INBOUND",
-            ),
+            (whole.replace(":OSM_PROXY_OUTBOUND - [0:0]\n", ""), "OSM_PROXY_OUTBOUND is missing"),
+            (whole.replace("-p tcp -j OSM_PROXY_IN_R", "-p udp -j OSM_PROXY_IN_R"), "chain OSM_PROXY_INBOUND"),
             (whole.replace(jump, ""), "jumps to our chains"),
             (whole.replace(jump, &jump.repeat(2)), "jumps to our chains"),
         ];
         for (text, part) in cases {
             let differences = wanted.missing_from(&Table::parse(&text)).join("; ");
-            assert!(
-                differences.contains(part),
-                "`{part}` not in `{differences}`"
-            );
+            assert!(differences.contains(part), "`{part}` not in `{differences}`");
         }
     }
 }
