@@ -163,7 +163,8 @@ impl Sockets {
                 }
             }
         });
-        tracing::info!(listener = %config.name, address = %config.address, "listening");
+        let address = socket.local_addr().unwrap_or(config.address);
+        tracing::info!(listener = %config.name, %address, "listening");
         let open = Open { config: Arc::clone(config), socket, accepting };
         if let Some(old) = self.open.insert(Arc::clone(&config.name), open) {
             old.accepting.begin();
