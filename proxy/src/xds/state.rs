@@ -281,40 +281,47 @@ impl Client {
         check: &mut Check<'_>,
         outcome: &mut Outcome,
     ) {
-        let mut known: HashSet<Name> = self.settings.static_clusters.clone();
-        known.extend(self.kind(Kind::Cluster).entries().keys().cloned());
-        let fixed = match kind {
-            Kind::Cluster => self.settings.static_clusters.clone(),
-            Kind::Listener => self.settings.static_listeners.clone(),
-            Kind::Endpoints | Kind::Secret | Kind::Routes => HashSet::new(),
-        };
-        let managers: Vec<Arc<Listener>> = match kind {
-            Kind::Routes => {
-                self.kind(Kind::Listener).entries().values().filter_map(|e| e.resource.listener()).collect()
-            }
-            _ => Vec::new(),
-        };
+        // Taken out, so that the check can look at the other kinds meanwhile.
+        let mut subscription = self.kinds.remove(&kind).unwrap_or_else(|| Subscription::new(kind));
+        let others = &*self;
         let mut checked = |kind: Kind, any: &Any| -> Result<Resource, String> {
             let resource = check(kind, any)?;
-            if let Resource::Routes(table) = &resource
-                && let Some(misfit) = misfit(table, &managers)
-            {
-                return Err(misfit);
-            }
-            if fixed.contains(resource.name()) {
-                return Err("has the name of a static resource".to_owned());
-            }
-            match resource.unknown_cluster(&|name| known.contains(name)) {
-                Some(cluster) => Err(format!("route: unknown cluster '{cluster}' (validate_clusters is set)")),
-                None => Ok(resource),
-            }
+            others.objection(&resource).map_or(Ok(resource), Err)
         };
-        let applied = self.kind_mut(kind).apply(items, full, now, &mut checked);
-        outcome.changed |= applied.changed || !self.kind(kind).answered;
+        let applied = subscription.apply(items, full, now, &mut checked);
+        outcome.changed |= applied.changed || !subscription.answered;
         outcome.errors.extend(applied.errors);
-        self.kind_mut(kind).answered = true;
+        subscription.answered = true;
+        self.kinds.insert(kind, subscription);
         self.changed |= outcome.changed;
-        self.rewire(now);
+        if kind.is_wildcard() {
+            self.rewire(now);
+        }
+    }
+
+    /// What is wrong with a resource beside the others that are held.
+    fn objection(&self, resource: &Resource) -> Option<String> {
+        let taken = match resource {
+            Resource::Cluster(cluster) => self.settings.static_clusters.contains(&cluster.name),
+            Resource::Listener(listener) => self.settings.static_listeners.contains(&listener.name),
+            Resource::Routes(_) | Resource::Assignment(_) | Resource::Secret { .. } => false,
+        };
+        if taken {
+            return Some("has the name of a static resource".to_owned());
+        }
+        if let Resource::Routes(table) = resource {
+            let listeners = self.kind(Kind::Listener).entries().values();
+            let listeners: Vec<Arc<Listener>> = listeners.filter_map(|entry| entry.resource.listener()).collect();
+            if let Some(misfit) = misfit(table, &listeners) {
+                return Some(misfit);
+            }
+        }
+        let known = |name: &str| {
+            self.settings.static_clusters.contains(name)
+                || self.kinds.get(&Kind::Cluster).is_some_and(|clusters| clusters.entries().contains_key(name))
+        };
+        let cluster = resource.unknown_cluster(&known)?;
+        Some(format!("route: unknown cluster '{cluster}' (validate_clusters is set)"))
     }
 
     /// Derives the names to ask for from what is held, and asks for what is new.

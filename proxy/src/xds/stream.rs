@@ -347,22 +347,21 @@ fn add_metadata(metadata: &mut MetadataMap, pairs: &[(String, String)]) {
 }
 
 fn words(status: &tonic::Status) -> String {
-    match status.source() {
-        Some(source) => format!("{:?}: {}: {}", status.code(), status.message(), chain(source)),
-        None => format!("{:?}: {}", status.code(), status.message()),
-    }
+    with_causes(format!("{:?}: {}", status.code(), status.message()), status.source())
 }
 
-/// An error with its causes, without saying anything twice.
 fn chain(error: &dyn Error) -> String {
-    let mut words = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
+    with_causes(error.to_string(), error.source())
+}
+
+/// Words with their causes, without saying anything twice.
+fn with_causes(mut words: String, mut cause: Option<&dyn Error>) -> String {
+    while let Some(error) = cause {
         let next = error.to_string();
         if !words.contains(&next) {
             words = format!("{words}: {next}");
         }
-        source = error.source();
+        cause = error.source();
     }
     words
 }
