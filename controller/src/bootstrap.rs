@@ -119,7 +119,7 @@ pub fn write(dir: &Path, proxy: &SidecarIdentity, issuer: &Issuer, options: &Opt
     Ok(())
 }
 
-/// Whether the directory's certificate should be replaced by another [`write`]: it is missing, not
+/// Whether the directory's certificate should be replaced by another [`write()`]: it is missing, not
 /// of this authority, or a third of its life is left. Blocks on the file system.
 pub fn is_due(dir: &Path, issuer: &Issuer, now: SystemTime) -> bool {
     let same_authority = fs::read_to_string(dir.join(CA_FILE)).is_ok_and(|pem| pem == issuer.ca().cert_pem());
