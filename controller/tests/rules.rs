@@ -235,18 +235,30 @@ fn a_pod_with_ipv6_alone_reaches_its_application_there() {
 }
 
 #[test]
-fn several_server_first_ports_are_all_left_alone() {
-    let mysql = json!([{"name": "a", "port": 3306, "appProtocol": "tcp-server-first"}, {"name": "b", "port": 25, "appProtocol": "smtp"}]);
-    let world = shop(&[permissive(), service("greeters", "web", "10.96.0.3", mysql)]);
+fn ports_whose_chains_are_chosen_by_address_are_not_inspected() {
+    let ports = json!([
+        {"name": "a", "port": 3306, "appProtocol": "tcp-server-first"},
+        {"name": "b", "port": 25, "appProtocol": "smtp"},
+        {"name": "tcp-c", "port": 7000},
+        {"name": "http-d", "port": 7001},
+    ]);
+    let world = shop(&[permissive(), service("greeters", "web", "10.96.0.3", ports)]);
     let filters = world.sidecar("client-0").listener(OUT).listener_filters;
     assert!(filters[0].filter_disabled.is_none(), "the original destination is always needed");
     for inspector in &filters[1..] {
         let Some(Rule::OrMatch(set)) = &inspector.filter_disabled.as_ref().unwrap().rule else { panic!() };
-        let ranges = set.rules.iter().map(|r| match &r.rule {
-            Some(Rule::DestinationPortRange(range)) => (range.start, range.end),
-            other => panic!("{other:?}"),
-        });
-        assert_eq!(ranges.collect::<Vec<_>>(), [(25, 26), (3306, 3307)]);
+        let ranges: Vec<_> = set
+            .rules
+            .iter()
+            .map(|r| match &r.rule {
+                Some(Rule::DestinationPortRange(range)) => (range.start, range.end),
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        for port in [25, 3306, 7000] {
+            assert!(ranges.contains(&(port, port + 1)), "{port} is inspected: {ranges:?}");
+        }
+        assert!(!ranges.contains(&(7001, 7002)) && !ranges.contains(&(80, 81)), "HTTP passes uninspected: {ranges:?}");
     }
 }
 

@@ -7,6 +7,7 @@ mod access;
 mod egress;
 mod lifecycle;
 mod limits;
+mod metrics;
 mod protocols;
 mod redirect;
 mod split;
@@ -26,6 +27,7 @@ fn main() {
     egress::trials(&mut trials);
     lifecycle::trials(&mut trials);
     limits::trials(&mut trials);
+    metrics::trials(&mut trials);
     protocols::trials(&mut trials);
     redirect::trials(&mut trials);
     split::trials(&mut trials);

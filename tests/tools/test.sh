@@ -13,7 +13,7 @@ step() { # step NAME COMMAND…
   [[ $rc == 0 ]] || { failed=1; echo "== $name FAILED ($rc)"; }
 }
 step "build" cargo build --locked --workspace --bins
-step "unit and in-process tests" cargo test --locked --workspace --exclude oxmesh-tests
+step "unit and in-process tests" cargo test --locked --no-fail-fast --workspace --exclude oxmesh-tests
 step "the system" cargo test --locked -p oxmesh-tests -- --test-threads=2
 step "fuzz targets, bounded" env CARGO_TARGET_DIR=target cargo test --locked --manifest-path tests/fuzz/Cargo.toml
 
