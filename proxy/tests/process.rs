@@ -1,4 +1,5 @@
 //! The program as an operator meets it: flags, exit codes, admin pages, signals. Ports come from the system.
+#![expect(clippy::unwrap_used, reason = "a test that can't go on has failed")]
 
 use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
