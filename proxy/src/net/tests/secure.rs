@@ -72,7 +72,10 @@ async fn a_peer_with_another_identity_sees_an_end_and_the_upstream_nothing() {
     let ca = Ca::new("root");
     let proxy = mesh(&ca).await.start();
     assert_eq!(talk_as(&proxy, &ca, Some("thief")).await.unwrap(), b"");
-    assert_eq!(proxy.log(1).await, ["- - rbac_access_denied_matched_policy[none] 0 0 - chain0 0"]);
+    assert_eq!(
+        proxy.log(1).await,
+        ["- rbac_access_denied_matched_policy[none] rbac_access_denied_matched_policy[none] 0 0 - chain0 0"]
+    );
     assert_eq!(proxy.stat("network-.rbac.denied"), 1);
     assert_eq!(proxy.stat("cluster.c.upstream_cx_total"), 0);
 }
@@ -120,7 +123,7 @@ async fn a_chain_whose_secrets_have_not_come_is_closed_and_never_served_in_plain
     client.write_all(b"plain").await.unwrap();
     let answer = read_all(&mut client).await.unwrap_or_default();
     assert_eq!(answer, b"");
-    assert_eq!(proxy.log(1).await, ["- - tls_secrets_not_ready 0 0 - chain0 0"]);
+    assert_eq!(proxy.log(1).await, ["- tls_secrets_not_ready tls_secrets_not_ready 0 0 - chain0 0"]);
     assert_eq!(proxy.stat("listener.l.server_ssl_socket_factory.downstream_context_secrets_not_ready"), 1);
 }
 
@@ -134,7 +137,7 @@ async fn a_stalled_handshake_ends_at_its_deadline() {
     let proxy = plan.start();
     let mut client = proxy.connect().await;
     let _ = read_all(&mut client).await;
-    assert_eq!(proxy.log(1).await, ["- - tls_handshake_timed_out 0 0 - chain0 0"]);
+    assert_eq!(proxy.log(1).await, ["- tls_handshake_timed_out tls_handshake_timed_out 0 0 - chain0 0"]);
     assert_eq!(proxy.stat("listener.l.downstream_cx_transport_socket_connect_timeout"), 1);
 }
 
