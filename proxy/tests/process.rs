@@ -295,6 +295,23 @@ fn what_does_not_finish_in_the_grace_is_cut() {
 }
 
 #[test]
+fn a_second_signal_ends_it_at_once() {
+    let (_answer, may_answer) = mpsc::channel();
+    let app = App::start(may_answer);
+    let mut proxy = Proxy::start(app.address, &["--shutdown-grace", "1h"]);
+    let listener = proxy.listener();
+    let open = std::thread::spawn(move || request(listener, "GET", "/", "any"));
+    app.arrived.recv_timeout(PATIENCE).unwrap();
+    proxy.signal("TERM");
+    wait_for("the listener's end", || TcpStream::connect(listener).is_err().then_some(()));
+    proxy.signal("USR1");
+    assert_eq!(proxy.get("/ready").0, 503, "that one is about logs");
+    proxy.signal("TERM");
+    assert_eq!(proxy.exit_code(), Some(0));
+    assert_eq!(open.join().unwrap().0, 0);
+}
+
+#[test]
 fn sigusr1_reopens_the_log_and_sighup_does_nothing() {
     let directory = tempfile::tempdir().unwrap();
     let log = directory.path().join("log");

@@ -95,13 +95,17 @@ pub(super) async fn serve(args: &Args, parts: Parts, logging: Logging, workers: 
     let grace = args.shutdown_grace;
     tokio::select! {
         () = end(&shared, grace) => {}
-        // A second signal means now.
-        _ = signals.next() => {}
+        // A second one means now.
+        () = asked_to_end(&mut signals) => {}
     }
     let sinks = shared.sinks.clone();
     // The writers are threads of their own; nothing else is left to do for this one.
     sinks.flush(FLUSH);
     Ok(())
+}
+
+async fn asked_to_end(signals: &mut Signals) {
+    while signals.next().await != Asked::End {}
 }
 
 async fn close_listeners(close: &mpsc::Sender<(Close, oneshot::Sender<()>)>, which: Close) {
