@@ -636,3 +636,23 @@ fn domains_are_never_there_twice_in_a_route_configuration() {
     domains.dedup();
     assert_eq!(domains.len(), all);
 }
+
+/// `failureModeAllow` says what happens when the service can't be asked; it can't be asked as long as we don't do so.
+#[test]
+fn asked_for_authorization_that_is_not_there_refuses_requests_unless_told_to_let_them_pass() {
+    let ranges = json!([{"kind": "IPRange", "name": "10.99.0.0/16"}]);
+    let way_in = ingress("i", json!({"number": 8080, "protocol": "http"}), json!({}), ranges);
+    for (allow, chains_with_refusal) in [(json!(null), 2), (json!(false), 2), (json!(true), 0)] {
+        let authorization = json!({"enable": true, "address": "opa", "port": 9191, "failureModeAllow": allow});
+        let traffic = json!({"enablePermissiveTrafficPolicyMode": true, "inboundExternalAuthorization": authorization});
+        let world = shop(&[config(json!({"traffic": traffic})), way_in.clone()]);
+        let web = world.sidecar("web-0");
+        let refusing = web.chains(IN).into_iter().filter(|name| {
+            let rbac: Option<NetworkRbac> = filter(&web.chain(IN, name), "external_authorization_missing");
+            rbac.is_some_and(|rbac| rbac.rules.is_some_and(|rules| rules.policies.is_empty()))
+        });
+        // The HTTP chains of the mesh and of ingress; TCP is not asked about.
+        assert_eq!(refusing.count(), chains_with_refusal, "failureModeAllow {allow}");
+        assert_eq!(world.said(), ["MeshConfig osm-mesh-config spec.traffic.inboundExternalAuthorization"]);
+    }
+}

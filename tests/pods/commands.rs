@@ -167,14 +167,6 @@ fn follows_the_manifests(data_plane: &str) {
         edges.iter().any(|e| e["to"] == "bookstore/bookstore-v1" && e["share"].as_f64() > Some(0.99))
     });
 
-    edit("access.yaml", "name: bookbuyer\n      namespace: bookbuyer", "name: nobody\n      namespace: bookbuyer");
-    picture("the buyer is refused, with the reason", |p| {
-        let refused = p["refused"].as_array().expect("refused");
-        refused.iter().any(|r| {
-            r["from"] == "bookbuyer/bookbuyer" && r["why"].as_str().is_some_and(|why| why.contains("no TrafficTarget"))
-        })
-    });
-
     fs::remove_file(manifests.join("bookthief.yaml")).expect("removed");
     edit("bookwarehouse.yaml", "replicas: 1", "replicas: 2");
     picture("the thief's pod is gone and the warehouse has two", |p| {
@@ -184,6 +176,17 @@ fn follows_the_manifests(data_plane: &str) {
         count("bookthief") == 0
             && count("bookwarehouse/bookwarehouse") == 2
             && pods.iter().all(|pod| pod["state"] == "ready")
+    });
+
+    let failed = demo.last_picture().expect("a picture")["apps"]["bookbuyer"]["failed"].clone();
+    assert_eq!(failed, 0, "no call fails while weights change and pods come and go");
+
+    edit("access.yaml", "name: bookbuyer\n      namespace: bookbuyer", "name: nobody\n      namespace: bookbuyer");
+    picture("the buyer is refused, with the reason", |p| {
+        let refused = p["refused"].as_array().expect("refused");
+        refused.iter().any(|r| {
+            r["from"] == "bookbuyer/bookbuyer" && r["why"].as_str().is_some_and(|why| why.contains("no TrafficTarget"))
+        })
     });
 
     demo.interrupt();

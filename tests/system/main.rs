@@ -9,7 +9,6 @@ mod lifecycle;
 mod limits;
 mod metrics;
 mod protocols;
-mod redirect;
 mod split;
 
 use anyhow::Result;
@@ -29,7 +28,6 @@ fn main() {
     limits::trials(&mut trials);
     metrics::trials(&mut trials);
     protocols::trials(&mut trials);
-    redirect::trials(&mut trials);
     split::trials(&mut trials);
     libtest_mimic::run(&arguments, trials).exit();
 }

@@ -224,10 +224,14 @@ impl Demo {
             return Ok(());
         }
         let apps = self.gatherer.apps(&self.session).await;
-        let versions = if self.args.once { 2 } else { 1 };
-        let works = [("bookbuyer", versions), ("bookstore", 1), ("bookwarehouse", 1)]
-            .iter()
-            .all(|(app, least)| apps.get(*app).is_none_or(|counts| counts.by_identity.len() >= *least));
+        // A buyer that pauses a second may take many to meet both versions; by its second round the
+        // sidecars know of both.
+        let (versions, calls) = if self.args.once { (2, 2) } else { (1, 3) };
+        let works = [("bookbuyer", versions, calls), ("bookstore", 1, 1), ("bookwarehouse", 1, 1)].iter().all(
+            |(app, versions, calls)| {
+                apps.get(*app).is_none_or(|counts| counts.by_identity.len() >= *versions && counts.ok >= *calls)
+            },
+        );
         let bookstore = apps.contains_key("bookbuyer");
         if works && (bookstore || self.start.elapsed() > SHOW) {
             self.gatherer.rebase(&self.session, apps).await;

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
-use std::fs;
+use std::fs::{self, OpenOptions};
+use std::io::Write as _;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
@@ -17,6 +18,7 @@ use super::topology::address_file;
 use super::{Addresses, Exempt, Namespace, PodError, Process, Topology, User};
 
 const ADMIN: &str = "127.0.0.1:15000";
+const RESOLVER: &str = "/etc/resolv.conf";
 
 /// Which program is the sidecar.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,6 +106,13 @@ impl Pod {
 
         let oxmesh = topology.binaries().find("oxmesh")?;
         let mut binds = vec![(hosts, PathBuf::from("/etc/hosts")), topology.bind_program(&oxmesh)?];
+        if Path::new(RESOLVER).exists() {
+            // No name server is reached from here: a name that isn't in the hosts file is refused at once.
+            let resolver = folder.join("resolv.conf");
+            fs::write(&resolver, "nameserver 127.0.0.1\noptions timeout:1 attempts:1\n")
+                .map_err(PodError::file("write", &resolver))?;
+            binds.push((resolver, PathBuf::from(RESOLVER)));
+        }
         for program in &spec.programs {
             binds.push(topology.bind_program(program)?);
         }
@@ -171,15 +180,24 @@ impl Pod {
         &self.namespace
     }
 
-    /// Writes its hosts file anew; names resolve at once.
+    /// Writes its hosts file anew if it changes; names resolve at once.
     ///
     /// # Errors
     /// [`PodError::File`].
     pub fn write_hosts(&self, services: &[ServiceName]) -> Result<(), PodError> {
         let path = self.namespace.folder().join("hosts");
         let text = hosts::render(&self.spec.name, &self.spec.namespace, &self.ips(), services);
-        // In place: the file is mounted, a renamed one would not be seen.
-        fs::write(&path, text).map_err(PodError::file("write", &path))
+        if fs::read_to_string(&path).is_ok_and(|before| before == text) {
+            return Ok(());
+        }
+        // In place, since a renamed file would not be seen through the mount; and cut to length
+        // last, since a reader of an empty file would find no name and ask a server that isn't there.
+        let write = || {
+            let mut file = OpenOptions::new().write(true).open(&path)?;
+            file.write_all(text.as_bytes())?;
+            file.set_len(text.len() as u64)
+        };
+        write().map_err(PodError::file("write", &path))
     }
 
     /// How redirection tells its sidecar.

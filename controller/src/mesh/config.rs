@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::Finding;
 use super::finding::About;
 use super::text;
-use crate::api::{Key, MeshConfigSpec, Objects};
+use crate::api::{ExternalAuthzSpec, Key, MeshConfigSpec, Objects};
 use crate::settings::Settings;
 
 /// The name of the MeshConfig that counts.
@@ -26,6 +26,8 @@ pub struct Config {
     pub retries: bool,
     /// IngressBackend policies count. Default true.
     pub ingress: bool,
+    /// External authorization is asked for and must be obeyed, and there is none yet: HTTP requests are refused. Default false.
+    pub authorization_missing: bool,
     /// Applications listen on the pod's address instead of loopback: the pod's redirection leads the proxy's connections to
     /// loopback there. Default false.
     pub pod_ip_mode: bool,
@@ -47,6 +49,7 @@ impl Default for Config {
             stats_headers: true,
             retries: false,
             ingress: true,
+            authorization_missing: false,
             pod_ip_mode: false,
             tls: Tls::default(),
             service_cert_validity: Duration::from_secs(24 * 3600),
@@ -117,6 +120,7 @@ fn read(spec: &MeshConfigSpec, about: &mut About<'_>) -> Config {
         stats_headers: flags.enable_wasm_stats.unwrap_or(default.stats_headers),
         retries: flags.enable_retry_policy.unwrap_or(default.retries),
         ingress: flags.enable_ingress_backend_policy.unwrap_or(default.ingress),
+        authorization_missing: authorization_missing(&spec.traffic.inbound_external_authorization, about),
         pod_ip_mode,
         tls: tls(spec, about),
         service_cert_validity: validity(spec, about).unwrap_or(default.service_cert_validity),
@@ -202,15 +206,30 @@ fn known(names: &[String], all: &[&str], field: &str, about: &mut About<'_>) -> 
     known.into_iter().cloned().collect()
 }
 
+/// A service that can't be asked is one that does not answer, so `failureModeAllow` says what happens: by default no request
+/// passes.
+fn authorization_missing(spec: &ExternalAuthzSpec, about: &mut About<'_>) -> bool {
+    const FIELD: &str = "spec.traffic.inboundExternalAuthorization";
+    match (spec.enable == Some(true), spec.failure_mode_allow == Some(true)) {
+        (false, _) => false,
+        (true, true) => {
+            about.warning(FIELD, "is not implemented yet: as failureModeAllow says, access policies alone decide");
+            false
+        }
+        (true, false) => {
+            about.error(
+                FIELD,
+                "is not implemented yet: HTTP requests to all workloads are refused; set enable: false, or failureModeAllow: \
+                 true to let access policies alone decide",
+            );
+            true
+        }
+    }
+}
+
 /// What the object asks for and nobody does yet.
 fn without_effect(spec: &MeshConfigSpec, about: &mut About<'_>) {
     let MeshConfigSpec { sidecar, traffic, observability, certificate, feature_flags } = spec;
-    if traffic.inbound_external_authorization.enable == Some(true) {
-        about.error(
-            "spec.traffic.inboundExternalAuthorization",
-            "external authorization is not implemented yet: requests are NOT sent to it, access policies alone decide",
-        );
-    }
     let set = |text: &Option<String>| text.as_deref().is_some_and(|t| !t.is_empty());
     let injection = "is used when sidecars are injected, which this version does not do";
     let rows = [

@@ -75,6 +75,9 @@ fn targets(scene: &Scene<'_>, service: &Service) -> BTreeMap<u16, (Protocol, Vec
 fn mesh_chain(scene: &Scene<'_>, service: &Service, target: u16, protocol: Protocol) -> FilterChain {
     let name = format!("inbound_{}_{target}_{}", service.name, protocol.name());
     let mut filters = Vec::new();
+    if protocol.is_http() {
+        filters.extend(authorization_missing(scene));
+    }
     if let Some(access) = scene.mesh.access_to(&scene.workload.identity) {
         let rules = rbac::connections(access, protocol.is_http(), scene.mesh.trust_domain());
         filters.push(listener::filter("l4_rbac", rules));
@@ -144,8 +147,17 @@ fn ingress_chain(scene: &Scene<'_>, service: &Service, ingress: &Ingress, routes
     FilterChain {
         filter_chain_match: Some(matches),
         transport_socket: socket,
-        ..listener::chain(name, vec![listener::http(routes_name, &scene.log)])
+        ..listener::chain(
+            name,
+            authorization_missing(scene).into_iter().chain([listener::http(routes_name, &scene.log)]).collect(),
+        )
     }
+}
+
+/// What stands in the place of external authorization that must be obeyed: nobody passes.
+fn authorization_missing(scene: &Scene<'_>) -> Option<Filter> {
+    let missing = scene.mesh.config().authorization_missing;
+    missing.then(|| listener::filter("external_authorization_missing", rbac::no_connection()))
 }
 
 /// The port on which Prometheus asks.
