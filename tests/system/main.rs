@@ -10,6 +10,7 @@ mod limits;
 mod metrics;
 mod protocols;
 mod split;
+mod standalone;
 
 use anyhow::Result;
 use libtest_mimic::{Arguments, Trial};
@@ -29,6 +30,7 @@ fn main() {
     metrics::trials(&mut trials);
     protocols::trials(&mut trials);
     split::trials(&mut trials);
+    standalone::trials(&mut trials);
     libtest_mimic::run(&arguments, trials).exit();
 }
 
