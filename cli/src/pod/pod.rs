@@ -228,6 +228,9 @@ impl Pod {
             .env("POD_NAMESPACE", &self.spec.namespace)
             .env("POD_IP", self.ip().to_string())
             .env("SERVICE_ACCOUNT", &self.spec.service_account);
+        if let Some((kind, name)) = &self.spec.owner {
+            command.env("WORKLOAD_KIND", kind).env("WORKLOAD_NAME", name);
+        }
         if data_plane == DataPlane::Envoy {
             // Its default flushes access logs every 10 s.
             command.args(["--disable-hot-restart", "--file-flush-interval-msec", "100"]);

@@ -13,7 +13,9 @@ pub(super) fn print(out: &mut String, at: SystemTime, format: Option<&str>) {
         date(out, at);
         out.push('T');
         clock(out, at);
-        let _ = write!(out, ".{:03}Z", at.millisecond());
+        out.push('.');
+        padded(out, at.millisecond().into(), 3);
+        out.push('Z');
         return;
     };
     let mut rest = format;
@@ -73,11 +75,27 @@ fn convert(out: &mut String, at: OffsetDateTime, conversion: &[u8]) {
 }
 
 fn date(out: &mut String, at: OffsetDateTime) {
-    let _ = write!(out, "{:04}-{:02}-{:02}", at.year(), u8::from(at.month()), at.day());
+    padded(out, u32::try_from(at.year()).unwrap_or(0), 4);
+    out.push('-');
+    padded(out, u8::from(at.month()).into(), 2);
+    out.push('-');
+    padded(out, at.day().into(), 2);
 }
 
 fn clock(out: &mut String, at: OffsetDateTime) {
-    let _ = write!(out, "{:02}:{:02}:{:02}", at.hour(), at.minute(), at.second());
+    padded(out, at.hour().into(), 2);
+    out.push(':');
+    padded(out, at.minute().into(), 2);
+    out.push(':');
+    padded(out, at.second().into(), 2);
+}
+
+/// The last `width` digits of `n`, with zeros in front. By hand: the default time stands in every line.
+fn padded(out: &mut String, n: u32, width: u32) {
+    for at in (0..width).rev() {
+        let digit = n / 10_u32.pow(at) % 10;
+        out.push(char::from_digit(digit, 10).unwrap_or('0'));
+    }
 }
 
 /// The first digits of the second's fraction.

@@ -2,7 +2,12 @@
 //!
 //! One record is one line whatever peers put into it: control characters in values are escaped.
 
-use std::{borrow::Cow, fmt::Write as _, sync::LazyLock};
+use std::{
+    borrow::Cow,
+    fmt::Write as _,
+    net::{IpAddr, SocketAddr},
+    sync::LazyLock,
+};
 
 use http::{HeaderMap, HeaderName, HeaderValue, Version};
 
@@ -72,18 +77,18 @@ impl Line {
 
     /// The line for `record`.
     pub(super) fn render(&self, record: &Record) -> String {
-        let mut out = String::with_capacity(512);
+        let mut out = String::with_capacity(768);
         for piece in &self.pieces {
             match piece {
                 Piece::Raw(raw) => out.push_str(raw),
                 Piece::Text(operator, length) => match value(operator, record) {
                     Value::Missing => out.push('-'),
-                    Value::Number(n) => drop(write!(out, "{n}")),
+                    Value::Number(n) => number(&mut out, n),
                     Value::Text(text) => escape_text(&mut out, cut(&text, *length)),
                 },
                 Piece::Json(operator, length) => match value(operator, record) {
                     Value::Missing => out.push_str("null"),
-                    Value::Number(n) => drop(write!(out, "{n}")),
+                    Value::Number(n) => number(&mut out, n),
                     Value::Text(text) => {
                         out.push('"');
                         escape_json(&mut out, cut(&text, *length));
@@ -106,7 +111,7 @@ pub fn render(template: &Template, record: &Record) -> String {
             Part::Literal(literal) => out.push_str(literal),
             Part::Operator(operator, length) => match value(operator, record) {
                 Value::Missing => {}
-                Value::Number(n) => drop(write!(out, "{n}")),
+                Value::Number(n) => number(&mut out, n),
                 Value::Text(text) => out.push_str(cut(&text, *length)),
             },
         }
@@ -145,7 +150,7 @@ fn json_text(out: &mut String, parts: &[Part], record: &Record) {
             Part::Literal(literal) => escape_json(out, literal),
             Part::Operator(operator, length) => match value(operator, record) {
                 Value::Missing => out.push('-'),
-                Value::Number(n) => drop(write!(out, "{n}")),
+                Value::Number(n) => number(out, n),
                 Value::Text(text) => escape_json(out, cut(&text, *length)),
             },
         }
@@ -195,24 +200,37 @@ fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<Cow<'a, str>> {
     headers.get(name).map(HeaderValue::as_bytes).map(String::from_utf8_lossy)
 }
 
+fn text(text: Option<&str>) -> Value<'_> {
+    text.filter(|text| !text.is_empty()).map_or(Value::Missing, |text| Value::Text(text.into()))
+}
+
 fn simple(operator: SimpleOperator, record: &Record) -> Value<'_> {
     use SimpleOperator as S;
     let connection = &record.connection;
-    let text = |text: Option<&'_ str>| match text {
-        Some(text) if !text.is_empty() => Value::Text(text.to_owned().into()),
-        _ => Value::Missing,
+    let address = |address: Option<SocketAddr>| {
+        address.map_or(Value::Missing, |address| {
+            let mut out = String::with_capacity(48);
+            print_address(&mut out, address);
+            Value::Text(out.into())
+        })
     };
-    let shown =
-        |value: Option<&dyn std::fmt::Display>| value.map_or(Value::Missing, |v| Value::Text(v.to_string().into()));
+    let ip = |ip: IpAddr| Value::Text(ip.to_string().into());
+    let joined = |names: &[String]| match names {
+        [] => Value::Missing,
+        names => Value::Text(names.join(",").into()),
+    };
     let number = |n: Option<u64>| n.map_or(Value::Missing, Value::Number);
     match operator {
         S::Protocol => text(record.protocol.map(protocol)),
         S::ResponseCode => Value::Number(record.status.map_or(0, |s| s.as_u16().into())),
         // As Envoy prints them, so that a line can be split at spaces.
-        S::ResponseCodeDetails => record
-            .details
-            .as_deref()
-            .map_or(Value::Missing, |d| Value::Text(d.replace(char::is_whitespace, "_").into())),
+        S::ResponseCodeDetails => match record.details.as_deref() {
+            Some(details) if details.contains(char::is_whitespace) => {
+                Value::Text(details.replace(char::is_whitespace, "_").into())
+            }
+            Some(details) => Value::Text(details.into()),
+            None => Value::Missing,
+        },
         S::ResponseDuration => number(record.response_duration.map(millis)),
         S::RequestDuration => number(record.request_duration.map(millis)),
         S::Duration => number(Some(millis(record.elapsed()))),
@@ -226,27 +244,48 @@ fn simple(operator: SimpleOperator, record: &Record) -> Value<'_> {
         S::BytesReceived => Value::Number(record.bytes_received),
         S::BytesSent => Value::Number(record.bytes_sent),
         S::UpstreamCluster => text(record.upstream_cluster.as_deref()),
-        S::UpstreamHost | S::UpstreamRemoteAddress => shown(record.upstream_host.as_ref().map(|a| a as _)),
-        S::UpstreamLocalAddress => shown(record.upstream_local.as_ref().map(|a| a as _)),
+        S::UpstreamHost | S::UpstreamRemoteAddress => address(record.upstream_host),
+        S::UpstreamLocalAddress => address(record.upstream_local),
         S::UpstreamTransportFailureReason => text(record.upstream_failure.as_deref()),
         S::UpstreamRequestAttemptCount => Value::Number(record.attempts.into()),
         S::RequestedServerName => text(connection.server_name.as_deref()),
         S::RouteName => text(record.route.as_deref()),
         S::FilterChainName => text(Some(&connection.chain)),
         S::ConnectionTerminationDetails => text(record.termination.as_deref()),
-        S::DownstreamRemoteAddress | S::DownstreamDirectRemoteAddress => shown(Some(&connection.peer)),
-        S::DownstreamRemoteAddressWithoutPort => shown(Some(&connection.peer.ip())),
+        S::DownstreamRemoteAddress | S::DownstreamDirectRemoteAddress => address(Some(connection.peer)),
+        S::DownstreamRemoteAddressWithoutPort => ip(connection.peer.ip()),
         S::DownstreamRemotePort => Value::Number(connection.peer.port().into()),
-        S::DownstreamLocalAddress => shown(Some(&connection.local)),
-        S::DownstreamLocalAddressWithoutPort => shown(Some(&connection.local.ip())),
+        S::DownstreamLocalAddress => address(Some(connection.local)),
+        S::DownstreamLocalAddressWithoutPort => ip(connection.local.ip()),
         S::DownstreamLocalPort => Value::Number(connection.local.port().into()),
-        S::DownstreamPeerUriSan => text(Some(&connection.peer_uri_sans.join(","))),
-        S::DownstreamPeerDnsSan => text(Some(&connection.peer_dns_sans.join(","))),
+        S::DownstreamPeerUriSan => joined(&connection.peer_uri_sans),
+        S::DownstreamPeerDnsSan => joined(&connection.peer_dns_sans),
         S::DownstreamPeerSubject => text(connection.peer_subject.as_deref()),
         S::DownstreamTlsVersion => text(connection.tls_version),
         S::GrpcStatus => grpc_status(record),
         S::Hostname => text(Some(&HOSTNAME)),
     }
+}
+
+/// As its `Display`, for IPv4 without the formatting machinery: it stands in every line.
+fn print_address(out: &mut String, address: SocketAddr) {
+    match address {
+        SocketAddr::V4(v4) => {
+            for (at, octet) in v4.ip().octets().into_iter().enumerate() {
+                if at > 0 {
+                    out.push('.');
+                }
+                number(out, octet.into());
+            }
+            out.push(':');
+            number(out, v4.port().into());
+        }
+        SocketAddr::V6(v6) => drop(write!(out, "{v6}")),
+    }
+}
+
+fn number(out: &mut String, n: u64) {
+    out.push_str(itoa::Buffer::new().format(n));
 }
 
 fn protocol(version: Version) -> &'static str {
@@ -317,7 +356,7 @@ fn cut(text: &str, length: Option<usize>) -> &str {
 
 /// Escapes control characters: line ends would forge lines, ESC would drive the reader's terminal.
 fn escape_text(out: &mut String, text: &str) {
-    if !text.contains(char::is_control) {
+    if text.bytes().all(|b| matches!(b, b' '..=b'~')) {
         out.push_str(text);
         return;
     }
@@ -333,6 +372,11 @@ fn escape_text(out: &mut String, text: &str) {
 }
 
 fn escape_json(out: &mut String, text: &str) {
+    // Nearly every text is plain ASCII.
+    if text.bytes().all(|b| matches!(b, b' '..=b'~') && b != b'"' && b != b'\\') {
+        out.push_str(text);
+        return;
+    }
     for c in text.chars() {
         match c {
             '"' => out.push_str("\\\""),

@@ -87,7 +87,7 @@ impl Loggers {
     pub fn write(&self, record: &Record) {
         for log in &self.logs {
             if log.filter.as_ref().is_none_or(|f| f.matches(&record.filter_view())) {
-                log.sink.write(log.line.render(record));
+                log.sink.write(&log.line.render(record));
             }
         }
     }
