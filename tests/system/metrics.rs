@@ -67,7 +67,8 @@ async fn counted(planes: Planes) -> Result<()> {
     let bucket = |l: &&str| l.starts_with("osm_request_duration_ms_bucket{") && l.contains(r#"le="+Inf""#);
     ensure!(text.lines().any(|l| bucket(&l) && l.contains("store-v1")), "no duration of the requests");
     for series in SERIES {
-        ensure!(text.lines().any(|l| l.starts_with(&format!("{series}{{"))), "no {series}");
+        let there = text.lines().any(|l| l.strip_prefix(series).is_some_and(|rest| rest.starts_with(['{', ' '])));
+        ensure!(there, "no {series}");
     }
     Ok(())
 }
