@@ -145,6 +145,26 @@ pub(crate) fn commands(
     Ok(commands)
 }
 
+/// The command line of a proxy with nothing but an admin address, ours or Envoy.
+pub(crate) fn without_config(peer: Peer, ports: Ports, dir: &Path, binaries: (&Path, &Path)) -> Result<Vec<String>> {
+    let path = dir.join("empty.yaml");
+    let text = format!(
+        "admin: {{ address: {{ socket_address: {{ address: 127.0.0.1, port_value: {} }} }} }}\n",
+        ports.admin.0
+    );
+    fs::write(&path, text)?;
+    let binary = if peer == Peer::Envoy { binaries.1 } else { binaries.0 };
+    let words = [
+        &binary.display().to_string(),
+        "-c",
+        &path.display().to_string(),
+        "--concurrency",
+        "1",
+        "--disable-hot-restart",
+    ];
+    Ok(words.map(str::to_owned).to_vec())
+}
+
 /// A proxy's place in a set-up.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Stage {

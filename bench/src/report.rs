@@ -29,6 +29,8 @@ pub(crate) struct Cell {
 #[derive(Default)]
 pub(crate) struct Results {
     cells: BTreeMap<(usize, usize), Vec<Cell>>,
+    /// Resident KiB of proxies without configuration.
+    pub(crate) empty: Vec<(Peer, u64)>,
     /// Instructions and allocations of our proxy.
     pub(crate) instructions: Option<Instructions>,
 }
@@ -103,6 +105,12 @@ fn markdown(results: &Results, args: &RunArgs) -> String {
             );
         }
     }
+    if !results.empty.is_empty() {
+        out.push_str("\n## Idle, with nothing but an admin address\n\n");
+        for (peer, kib) in &results.empty {
+            let _ = writeln!(out, "- {}: {:.1} MiB resident", peer.name(), mib(*kib));
+        }
+    }
     if let Some(i) = results.instructions {
         let _ = write!(
             out,
@@ -146,6 +154,9 @@ fn raw(results: &Results) -> serde_json::Value {
             of.insert(peer.name().to_owned(), cells.collect());
         }
         out.insert(topology.name().to_owned(), of.into());
+    }
+    for (peer, kib) in &results.empty {
+        out.insert(format!("empty {}", peer.name()), json!({"idle_kib": kib}));
     }
     if let Some(i) = results.instructions {
         out.insert("callgrind".to_owned(), json!({"instructions": i.instructions, "allocations": i.allocations}));

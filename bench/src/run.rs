@@ -50,6 +50,11 @@ pub(crate) fn run(args: &RunArgs) -> Result<()> {
             }
         }
     }
+    for peer in [Peer::Oxmesh, Peer::Envoy] {
+        if present(args).contains(&peer) {
+            results.empty.push((peer, idle_without_config(args, peer, &dir)?));
+        }
+    }
     if args.callgrind {
         results.instructions = instructions::count(args, PORTS, &dir)?;
     }
@@ -109,6 +114,17 @@ fn measure_once(args: &RunArgs, peer: Peer, topology: Topology, dir: &Path, body
     #[expect(clippy::cast_precision_loss, reason = "counts far below 2^52")]
     let cpu_us = spent as f64 / 1e3 / load.requests as f64;
     Ok(Cell { cpu_us, load, idle_kib, loaded_kib })
+}
+
+/// Resident KiB of a proxy that was given nothing but an admin address.
+fn idle_without_config(args: &RunArgs, peer: Peer, dir: &Path) -> Result<u64> {
+    let words = peers::without_config(peer, PORTS, dir, (&args.proxy, &args.envoy))?;
+    let process = Process::start(0, &words, &dir.join(format!("{}-empty.log", peer.name())))?;
+    measure::wait_for_port(PORTS.admin.0)?;
+    measure::nap(1000);
+    let kib = measure::rss_kib(&[process.id()]);
+    process.stop()?;
+    Ok(kib)
 }
 
 fn load(topology: Topology, seconds: u32, body: &Path) -> Result<Load> {
