@@ -16,7 +16,7 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use arc_swap::ArcSwap;
-use envoy_types::pb::envoy::config::core::v3::Locality;
+use envoy_types::pb::envoy::config::core::v3::{Locality, node::UserAgentVersionType};
 use parking_lot::Mutex;
 use tokio::{sync::Notify, time::Instant};
 
@@ -138,6 +138,9 @@ fn read(args: &Args) -> anyhow::Result<Bootstrap> {
     if let Some(zone) = &args.service_zone {
         node.locality.get_or_insert_with(Locality::default).zone.clone_from(zone);
     }
+    // As Envoy does, whatever the file says: control planes tell their clients apart by it.
+    "oxmesh-proxy".clone_into(&mut node.user_agent_name);
+    node.user_agent_version_type = Some(UserAgentVersionType::UserAgentVersion(env!("CARGO_PKG_VERSION").to_owned()));
     if bootstrap.ads.is_some() && (node.id.is_empty() || node.cluster.is_empty()) {
         tracing::warn!("the node has no id or no cluster; most control planes want both");
     }

@@ -326,14 +326,16 @@ impl TestMesh {
         Ok(serde_json::from_slice(&text)?)
     }
 
-    /// No sidecar has refused anything that the controller sent.
+    /// All sidecars are connected, and none has refused anything that the controller sent.
     ///
     /// # Errors
     /// With what was refused.
     pub async fn no_nacks(&self) -> Result<()> {
         let proxies = self.controller("/debug/proxies").await?;
-        let text = proxies.to_string();
-        ensure!(!text.contains("\"nacks\":1") && nacks(&proxies) == 0, "a sidecar refused something: {proxies:#}");
+        let connected = proxies.as_array().map_or(0, Vec::len);
+        let pods = self.session.pods().values().filter(|pod| pod.plan().meshed).count();
+        ensure!(connected == pods, "{connected} of {pods} sidecars are connected: {proxies:#}");
+        ensure!(nacks(&proxies) == 0, "a sidecar refused something: {proxies:#}");
         Ok(())
     }
 }
