@@ -56,6 +56,16 @@ const LISTED: &[Listed] = &[
         },
     },
     Listed {
+        heading: "Paths are in one form before access rules see them",
+        scenarios: &[],
+        covers: |d| {
+            d.path.starts_with("/listeners/inbound-listener/")
+                && ["/normalize_path", "/merge_slashes"].iter().any(|field| d.path.ends_with(field))
+                && d.theirs.is_none()
+                && d.ours == Some(json!(true))
+        },
+    },
+    Listed {
         heading: "Opaque connections have a line in the access log",
         scenarios: &[],
         covers: |d| d.path.ends_with("/tcp_proxy/typed_config/access_log") && d.theirs.is_none(),
@@ -86,7 +96,7 @@ const LISTED: &[Listed] = &[
         },
     },
     Listed {
-        heading: "Limits of paths count in permissive mode",
+        heading: "Limits of paths always count",
         scenarios: &["08"],
         covers: |d| {
             d.path.starts_with("/routes/rds-inbound.")

@@ -5,7 +5,11 @@
 mod world;
 
 use envoy_types::pb::envoy::config::listener::v3::listener_filter_chain_match_predicate::Rule;
-use envoy_types::pb::envoy::config::route::v3::{route::Action, route_action::ClusterSpecifier};
+use envoy_types::pb::envoy::config::route::v3::{
+    Route, route::Action, route_action::ClusterSpecifier, route_match::PathSpecifier,
+};
+use envoy_types::pb::envoy::extensions::filters::http::rbac::v3::RbacPerRoute;
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::HttpConnectionManager;
 use envoy_types::pb::envoy::extensions::filters::network::rbac::v3::Rbac as NetworkRbac;
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::{
     TcpProxy, tcp_proxy::ClusterSpecifier as TcpClusters,
@@ -14,6 +18,7 @@ use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::secret;
 use oxmesh_controller::identity::{ServiceIdentity, SidecarIdentity};
 use oxmesh_controller::xds::Kind;
 use oxmesh_controller::xds::build::{Issued, build};
+use prost::Message as _;
 use serde_json::{Value, json};
 use world::{World, address, any_routes, config, filter, object, permissive, pod, policy, service, target};
 
@@ -393,7 +398,9 @@ fn an_ingress_that_nothing_limits_stays_shut_and_says_why() {
         (https.clone(), json!({}), range.clone(), false),
         (https.clone(), json!({}), principal.clone(), true),
         (https.clone(), json!({"skipClientCertValidation": true}), range.clone(), true),
-        (https, json!({"skipClientCertValidation": true}), json!([]), false),
+        (https.clone(), json!({"skipClientCertValidation": true}), json!([]), false),
+        (https.clone(), json!({"skipClientCertValidation": true}), principal.clone(), false),
+        (https, json!({}), json!([{"kind": "IPrange", "name": "10.9.0.0/16"}, principal[0]]), false),
         (http.clone(), json!({}), range, true),
         (http.clone(), json!({}), principal, false),
         (http, json!({}), json!([{"kind": "IPRange", "name": "10.9.0.0"}]), false),
@@ -403,6 +410,15 @@ fn an_ingress_that_nothing_limits_stays_shut_and_says_why() {
         assert_eq!(ways_in(&world).len(), usize::from(open), "{port} {tls} {sources}");
         assert_eq!(world.findings.is_empty(), open, "{port} {tls} {sources}: {:?}", world.said());
     }
+}
+
+#[test]
+fn an_ingress_for_some_requests_stays_shut_as_long_as_requests_are_not_told_apart() {
+    let port = json!({"number": 8080, "protocol": "http"});
+    let mut some = ingress("i", port, json!({}), json!([{"kind": "IPRange", "name": "10.9.0.0/16"}]));
+    some["spec"]["matches"] = json!([{"kind": "HTTPRouteGroup", "name": "all"}]);
+    let world = shop(&[some]);
+    assert_eq!((ways_in(&world).len(), world.said()), (0, vec!["IngressBackend i spec.matches".to_owned()]));
 }
 
 #[test]
@@ -512,23 +528,86 @@ fn retries_need_the_flag_and_apply_to_one_source_and_service() {
     assert_eq!(policy_of(&on, "web-0"), None);
 }
 
+fn limit(spec: Value) -> Value {
+    let mut spec = spec;
+    spec["host"] = json!("web.shop.svc.cluster.local");
+    policy("UpstreamTrafficSetting", "u", spec)
+}
+
+fn requests_per_second(path: &str, requests: u32) -> Value {
+    limit(json!({"httpRoutes": [{"path": path, "rateLimit": {"local": {"requests": requests, "unit": "second"}}}]}))
+}
+
+/// Paths of the routes in order, whether each has a limit, and how many access rules.
+fn inbound_routes(world: &World, config: &str) -> Vec<(String, bool, usize)> {
+    let routes = world.sidecar("web-0").routes(config).virtual_hosts.remove(0).routes;
+    let one = |route: Route| {
+        let Some(PathSpecifier::SafeRegex(path)) = route.r#match.unwrap().path_specifier else { panic!("no path") };
+        let rules = RbacPerRoute::decode(route.typed_per_filter_config["envoy.filters.http.rbac"].value.as_slice());
+        let rules = rules.unwrap().rbac.unwrap().rules.unwrap().policies.len();
+        let limited = route.typed_per_filter_config.contains_key("envoy.filters.http.local_ratelimit");
+        (path.regex, limited, rules)
+    };
+    routes.into_iter().map(one).collect()
+}
+
 #[test]
-fn a_limit_of_a_path_needs_a_route_with_that_path_in_policy_mode() {
-    let limit = |path: &str| {
-        let limit = json!({"path": path, "rateLimit": {"local": {"requests": 1, "unit": "second"}}});
-        policy("UpstreamTrafficSetting", "u", json!({"host": "web.shop.svc.cluster.local", "httpRoutes": [limit]}))
-    };
-    let limited = |world: &World| {
-        let routes = world.sidecar("web-0").routes("rds-inbound.8080").virtual_hosts.remove(0).routes;
-        routes.iter().filter(|r| r.typed_per_filter_config.contains_key("envoy.filters.http.local_ratelimit")).count()
-    };
+fn a_limit_of_a_path_counts_before_any_route_and_allows_nobody_more() {
+    let (all, slow) = (".*".to_owned(), "/slow".to_owned());
+    let limit = requests_per_second("/slow", 1);
     let allow = target("client", "web", "HTTPRouteGroup", "all");
-    let other = shop(&[allow.clone(), limit("/slow")]);
-    assert_eq!((limited(&other), other.said()), (0, vec!["UpstreamTrafficSetting u spec.httpRoutes".to_owned()]));
-    let same = shop(&[allow, limit(".*")]);
-    assert_eq!((limited(&same), same.said().len()), (1, 0));
-    let open = shop(&[permissive(), limit("/slow")]);
-    assert_eq!((limited(&open), open.said().len()), (1, 0));
+    for mode in [allow, permissive()] {
+        let world = shop(&[mode, limit.clone()]);
+        let routes = inbound_routes(&world, "rds-inbound.8080");
+        assert_eq!(routes, [(slow.clone(), true, 1), (all.clone(), false, 1)]);
+        assert_eq!(world.said(), [""; 0]);
+    }
+    assert_eq!(inbound_routes(&shop(&[limit]), "rds-inbound.8080"), [(slow, true, 0)]);
+}
+
+#[test]
+fn what_a_limit_lets_not_pass_is_refused_in_every_way_in() {
+    let ranges = json!([{"kind": "IPRange", "name": "10.99.0.0/16"}]);
+    let way_in = ingress("i", json!({"number": 8080, "protocol": "http"}), json!({}), ranges);
+    let refused = |path: &str| vec![(path.to_owned(), false, 0), (".*".to_owned(), false, 1)];
+    let world = shop(&[permissive(), way_in.clone(), requests_per_second("/slow", 0)]);
+    for config in ["rds-inbound.8080", "rds-ingress"] {
+        assert_eq!(inbound_routes(&world, config), refused("/slow"));
+    }
+    let whole = limit(json!({"rateLimit": {"local": {"http": {"requests": 1, "unit": "day"}}}}));
+    let world = shop(&[permissive(), way_in.clone(), whole]);
+    for config in ["rds-inbound.8080", "rds-ingress"] {
+        assert_eq!(inbound_routes(&world, config), refused(".*"));
+    }
+    let tcp = limit(json!({"rateLimit": {"local": {"tcp": {"connections": 0, "unit": "second"}}}}));
+    let web = shop(&[permissive(), way_in, tcp]).sidecar("web-0");
+    for chain in ["inbound_shop/web_8080_http", "inbound_shop/web_5432_tcp", "ingress_shop/web_8080_http"] {
+        let rbac: NetworkRbac = filter(&web.chain(IN, chain), "rate_limit_lets_nothing_pass").unwrap();
+        assert!(rbac.rules.unwrap().policies.is_empty());
+    }
+}
+
+#[test]
+fn limits_of_a_service_hold_for_ingress_too() {
+    let ranges = json!([{"kind": "IPRange", "name": "10.99.0.0/16"}]);
+    let local = json!({"tcp": {"connections": 5, "unit": "second"}, "http": {"requests": 5, "unit": "second"}});
+    let world = shop(&[
+        ingress("i", json!({"number": 8080, "protocol": "http"}), json!({}), ranges),
+        limit(json!({"rateLimit": {"local": local}})),
+    ]);
+    let web = world.sidecar("web-0");
+    let chain = web.chain(IN, "ingress_shop/web_8080_http");
+    assert!(chain.filters.iter().any(|f| f.name == "l4_local_rate_limit"));
+    let host = web.routes("rds-ingress").virtual_hosts.remove(0);
+    assert!(host.typed_per_filter_config.contains_key("envoy.filters.http.local_ratelimit"));
+}
+
+#[test]
+fn paths_that_come_in_are_brought_into_one_form() {
+    let world = shop(&[target("client", "web", "HTTPRouteGroup", "all")]);
+    let chain = world.sidecar("web-0").chain(IN, "inbound_shop/web_8080_http");
+    let manager: HttpConnectionManager = filter(&chain, "http_connection_manager").unwrap();
+    assert!(manager.normalize_path.unwrap().value && manager.merge_slashes);
 }
 
 #[test]

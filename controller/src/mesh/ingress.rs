@@ -9,7 +9,7 @@ use ipnet::IpNet;
 
 use super::finding::About;
 use super::{Finding, Service, text};
-use crate::api::{BackendSpec, IngressBackend, Key, Objects};
+use crate::api::{BackendSpec, IngressBackend, Key, Objects, TlsSpec};
 
 /// One way in.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,9 +50,14 @@ pub(super) fn ingresses(
             continue;
         }
         if !object.spec.matches.is_empty() {
-            about.no_effect("spec.matches", "not implemented, as in OSM");
+            about.error(
+                "spec.matches",
+                "not implemented, and without them more requests would come in than meant: all its backends stay shut; \
+                 remove matches to open them to all requests",
+            );
+            continue;
         }
-        let sources = sources(key, object, services, &mut about);
+        let Some(sources) = sources(key, object, services, &mut about) else { continue };
         for (i, backend) in object.spec.backends.iter().enumerate() {
             let field = format!("spec.backends[{i}]");
             let service = Key::new(&key.namespace, &backend.name);
@@ -85,8 +90,15 @@ struct Sources {
     by_address: bool,
 }
 
-fn sources(key: &Key, object: &IngressBackend, services: &BTreeMap<Key, Service>, about: &mut About<'_>) -> Sources {
+/// `None` if a source is of a kind that is not known: it may have been meant to limit who comes.
+fn sources(
+    key: &Key,
+    object: &IngressBackend,
+    services: &BTreeMap<Key, Service>,
+    about: &mut About<'_>,
+) -> Option<Sources> {
     let mut sources = Sources::default();
+    let mut all_known = true;
     for (i, source) in object.spec.sources.iter().enumerate() {
         let field = format!("spec.sources[{i}]");
         match source.kind.as_str() {
@@ -119,13 +131,19 @@ fn sources(key: &Key, object: &IngressBackend, services: &BTreeMap<Key, Service>
             "AuthenticatedPrincipal" => {
                 sources.principals.insert(source.name.clone());
             }
-            other => about.error(
-                format!("{field}.kind"),
-                format!("{other:?} is not Service, IPRange or AuthenticatedPrincipal; it is left out"),
-            ),
+            other => {
+                all_known = false;
+                about.error(
+                    format!("{field}.kind"),
+                    format!("{other:?} is not Service, IPRange or AuthenticatedPrincipal; all the backends stay shut"),
+                );
+            }
+        }
+        if source.kind != "Service" && !source.namespace.is_empty() {
+            about.no_effect(format!("{field}.namespace"), format!("a source of kind {} has none", source.kind));
         }
     }
-    sources
+    all_known.then_some(sources)
 }
 
 fn has_target(service: &Service, backend: &BackendSpec, field: &str, about: &mut About<'_>) -> bool {
@@ -168,6 +186,9 @@ fn ingress(key: &Key, backend: &BackendSpec, sources: &Sources, field: &str, abo
             if !sources.principals.is_empty() {
                 about.no_effect("spec.sources", "a principal can't be seen in http; the addresses count");
             }
+            if backend.tls != TlsSpec::default() {
+                about.no_effect(format!("{field}.tls"), "the protocol is http: there is no TLS");
+            }
             Some(any)
         }
         "https" => {
@@ -180,9 +201,17 @@ fn ingress(key: &Key, backend: &BackendSpec, sources: &Sources, field: &str, abo
                 );
                 return None;
             }
-            if skip && sources.ranges.is_empty() && sources.principals.is_empty() {
-                about.error("spec.sources", "no source limits who comes; it stays shut");
+            let names_somebody = sources.principals.iter().any(|name| name != "*");
+            if skip && sources.ranges.is_empty() && (names_somebody || sources.principals.is_empty()) {
+                about.error(
+                    "spec.sources",
+                    "no source limits who comes, for skipClientCertValidation leaves principals unseen; it stays shut",
+                );
                 return None;
+            }
+            if skip && names_somebody {
+                let words = "no principal is looked at, for tls.skipClientCertValidation is set; the addresses count";
+                about.warning("spec.sources", words);
             }
             let mut sni_hosts = BTreeSet::new();
             for host in &backend.tls.sni_hosts {

@@ -32,7 +32,7 @@ pub use egress::{Egress, TcpEgress};
 pub use finding::{Finding, Severity};
 pub use http_match::HttpRule;
 pub use ingress::{Ingress, IngressTls};
-pub use limits::{Bucket, ConnectionLimits, HttpRate, Limits};
+pub use limits::{Bucket, ConnectionLimits, HttpRate, Limits, Rate};
 pub use protocol::Protocol;
 pub use retry::Retry;
 pub use service::{Endpoint, Port, Service};
@@ -110,7 +110,6 @@ impl Mesh {
             ingresses,
             access_logs,
         };
-        mesh.unused_paths(&mut findings);
         mesh.ingress_conflicts(&mut findings);
         mesh.egress_into_mesh(objects, &mut findings);
         findings.sort();
@@ -265,24 +264,6 @@ impl Mesh {
                     let message = format!("{net} is service {service}: calls to its ports go through the mesh");
                     About::new("Egress", key, findings).warning("spec.ipAddresses", message);
                 }
-            }
-        }
-    }
-
-    /// A limit of a path counts where a route has that very path. In permissive mode there is a route for each.
-    fn unused_paths(&self, findings: &mut Vec<Finding>) {
-        if self.config.permissive {
-            return;
-        }
-        for (key, limits) in &self.limits {
-            let Some(service) = self.services.get(key) else { continue };
-            let accesses = service.identities.iter().filter_map(|id| self.access.to.get(id));
-            let known: BTreeSet<&str> = accesses.flat_map(|a| a.http.keys()).map(|rule| rule.path.as_str()).collect();
-            for path in limits.paths.keys().filter(|path| !known.contains(path.as_str())) {
-                let message = format!(
-                    "no HTTPRouteGroup that a TrafficTarget uses for service {key} has the path {path:?}, letter for letter"
-                );
-                About::new("UpstreamTrafficSetting", &limits.name, findings).warning("spec.httpRoutes", message);
             }
         }
     }

@@ -17,7 +17,7 @@ use envoy_types::pb::envoy::extensions::filters::network::local_ratelimit::v3::L
 use super::message::{any, cidr, transport_socket, uint};
 use super::route::Routes;
 use super::{Resources, Scene, cluster, listener, rbac, route as routes, tls};
-use crate::mesh::{Ingress, Protocol, Service};
+use crate::mesh::{Ingress, Protocol, Rate, Service};
 use crate::xds::Kind;
 
 /// Adds all that the workload's inbound side needs.
@@ -84,7 +84,7 @@ fn mesh_chain(scene: &Scene<'_>, service: &Service, target: u16, protocol: Proto
     }
     filters.extend(rate_limit(scene, service, &name));
     filters.push(if protocol.is_http() {
-        listener::http(&format!("rds-inbound.{target}"), &scene.log)
+        listener::inbound_http(&format!("rds-inbound.{target}"), &scene.log)
     } else {
         let local = cluster::local_name(service, target);
         listener::tcp(format!("inbound-mesh-tcp-proxy.{local}"), &[(local, 1)], &scene.log)
@@ -104,13 +104,17 @@ fn mesh_chain(scene: &Scene<'_>, service: &Service, target: u16, protocol: Proto
 }
 
 fn rate_limit(scene: &Scene<'_>, service: &Service, stat_prefix: &str) -> Option<Filter> {
-    let bucket = scene.mesh.limits(&service.name)?.tcp_rate.as_ref()?;
-    let limit = LocalRateLimit {
-        stat_prefix: stat_prefix.to_owned(),
-        token_bucket: Some(routes::token_bucket(bucket)),
-        ..Default::default()
-    };
-    Some(listener::filter("l4_local_rate_limit", any(&limit)))
+    match scene.mesh.limits(&service.name)?.tcp_rate.as_ref()? {
+        Rate::Kept(bucket) => {
+            let limit = LocalRateLimit {
+                stat_prefix: stat_prefix.to_owned(),
+                token_bucket: Some(routes::token_bucket(bucket)),
+                ..Default::default()
+            };
+            Some(listener::filter("l4_local_rate_limit", any(&limit)))
+        }
+        Rate::Nothing => Some(listener::filter("rate_limit_lets_nothing_pass", rbac::no_connection())),
+    }
 }
 
 /// The chains for clients outside the mesh. Each chain's one virtual host takes all hosts, so where there are several
@@ -124,7 +128,7 @@ fn add_ingress(scene: &Scene<'_>, resources: &mut Resources, chains: &mut Vec<Fi
         };
         chains.push(ingress_chain(scene, service, ingress, &routes_name));
         let mut config = Routes::new(&routes_name);
-        config.add(routes::ingress_host(service, ingress));
+        config.add(routes::ingress_host(scene.mesh, service, ingress));
         resources.put_any(Kind::Route, routes_name, config.encode());
     }
 }
@@ -144,14 +148,9 @@ fn ingress_chain(scene: &Scene<'_>, service: &Service, ingress: &Ingress, routes
         let context = tls::downstream(scene.mesh, &scene.workload.identity, tls.client_certificate);
         socket = transport_socket(&name, any(&context));
     }
-    FilterChain {
-        filter_chain_match: Some(matches),
-        transport_socket: socket,
-        ..listener::chain(
-            name,
-            authorization_missing(scene).into_iter().chain([listener::http(routes_name, &scene.log)]).collect(),
-        )
-    }
+    let guards = authorization_missing(scene).into_iter().chain(rate_limit(scene, service, &name));
+    let filters = guards.chain([listener::inbound_http(routes_name, &scene.log)]).collect();
+    FilterChain { filter_chain_match: Some(matches), transport_socket: socket, ..listener::chain(name, filters) }
 }
 
 /// What stands in the place of external authorization that must be obeyed: nobody passes.

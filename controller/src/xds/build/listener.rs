@@ -17,7 +17,7 @@ use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::{
     TcpProxy,
     tcp_proxy::{ClusterSpecifier, WeightedCluster, weighted_cluster::ClusterWeight},
 };
-use envoy_types::pb::google::protobuf::Any;
+use envoy_types::pb::google::protobuf::{Any, BoolValue};
 
 use super::message::{ads, any, socket_address};
 use super::{rbac, route};
@@ -61,10 +61,24 @@ pub(super) fn filter(name: &str, config: Any) -> Filter {
     Filter { name: name.to_owned(), config_type: Some(filter::ConfigType::TypedConfig(config)) }
 }
 
-/// HTTP with the routes named `routes`.
+/// HTTP that leaves, with the routes named `routes`.
 pub(super) fn http(routes: &str, log: &LogEntry) -> Filter {
+    filter("http_connection_manager", any(&manager(routes, log)))
+}
+
+/// HTTP that comes in. Rules speak of paths, so a path has one form before they see it: `/public/../admin` is no public path.
+pub(super) fn inbound_http(routes: &str, log: &LogEntry) -> Filter {
+    let normal = HttpConnectionManager {
+        normalize_path: Some(BoolValue { value: true }),
+        merge_slashes: true,
+        ..manager(routes, log)
+    };
+    filter("http_connection_manager", any(&normal))
+}
+
+fn manager(routes: &str, log: &LogEntry) -> HttpConnectionManager {
     let stat_prefix = format!("mesh-http-conn-manager.{routes}");
-    let manager = HttpConnectionManager {
+    HttpConnectionManager {
         http_filters: vec![
             http_filter(rbac::HTTP_FILTER, any(&Rbac::default())),
             http_filter(
@@ -78,8 +92,7 @@ pub(super) fn http(routes: &str, log: &LogEntry) -> Filter {
         access_log: vec![log.clone()],
         stat_prefix,
         ..Default::default()
-    };
-    filter("http_connection_manager", any(&manager))
+    }
 }
 
 pub(super) fn router() -> HttpFilter {

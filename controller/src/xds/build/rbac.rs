@@ -60,6 +60,16 @@ pub(super) fn anybody() -> Any {
     route(vec![any_policy(vec![Principal { identifier: Some(principal::Identifier::Any(true)) }])])
 }
 
+/// The rules of a route that nobody may use.
+pub(super) fn nobody() -> Any {
+    route(Vec::new())
+}
+
+/// The rules of a route that takes requests of all rules: each rule's callers, where the request matches it.
+pub(super) fn callers(access: &Access, trust_domain: &str) -> Any {
+    requests(&BTreeSet::new(), access.http.iter(), trust_domain)
+}
+
 /// The rules of an ingress route that clients with these names may use.
 pub(super) fn named(names: &BTreeSet<String>) -> Any {
     route(vec![any_policy(names.iter().map(|name| authenticated(name)).collect())])
@@ -71,7 +81,10 @@ pub(super) fn requests<'a>(
     later: impl Iterator<Item = (&'a HttpRule, &'a BTreeSet<ServiceIdentity>)>,
     trust_domain: &str,
 ) -> Any {
-    let mut policies = vec![any_policy(principals(sources, trust_domain))];
+    let mut policies = Vec::new();
+    if !sources.is_empty() {
+        policies.push(any_policy(principals(sources, trust_domain)));
+    }
     for (rule, more) in later {
         let new: BTreeSet<ServiceIdentity> = more.difference(sources).cloned().collect();
         if new.is_empty() {

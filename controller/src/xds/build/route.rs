@@ -20,7 +20,7 @@ use super::message::{any, any_as, duration, header, regex, uint};
 use super::sorted::{Route, RouteConfiguration, VirtualHost};
 use super::{cluster, rbac};
 use crate::identity::ServiceIdentity;
-use crate::mesh::{Access, Bucket, HttpRate, HttpRule, Ingress, Limits, Mesh, Port, Retry, Service, Workload};
+use crate::mesh::{Access, Bucket, HttpRate, HttpRule, Ingress, Limits, Mesh, Port, Rate, Retry, Service, Workload};
 
 /// Name of the HTTP filter to which rate limits of routes belong.
 pub(super) const RATE_LIMIT_FILTER: &str = "envoy.filters.http.local_ratelimit";
@@ -76,11 +76,12 @@ pub(super) fn inbound_host(
 ) -> VirtualHost {
     let limits = mesh.limits(&service.name);
     let cluster = cluster::local_name(service, target);
-    let rules = mesh.access_to(&workload.identity);
-    let routes = match rules {
-        Some(access) => allowed_routes(access, &cluster, limits, mesh.trust_domain()),
-        None => open_routes(&cluster, limits),
-    };
+    let access = mesh.access_to(&workload.identity);
+    let open = || vec![guarded_route(&HttpRule::any(), &cluster, rbac::anybody(), None)];
+    let allowed = access.map_or_else(open, |access| allowed_routes(access, &cluster, mesh.trust_domain()));
+    // For a path with a limit of its own, the callers of all rules, each under its rule's conditions.
+    let callers = || access.map_or_else(rbac::anybody, |access| rbac::callers(access, mesh.trust_domain()));
+    let routes = limited_routes(limits, &cluster, callers).chain(allowed).collect();
     // Twice the same name is no harm: one stays.
     let domains: BTreeSet<String> =
         ports.iter().flat_map(|port| service.hosts(&service.name.namespace, *port)).collect();
@@ -88,28 +89,41 @@ pub(super) fn inbound_host(
         name: format!("inbound_virtual-host|{}", service.fqdn()),
         domains: domains.into_iter().collect(),
         routes,
-        typed_per_filter_config: rate_limit_config(limits.and_then(|l| l.http_rate.as_ref())),
+        typed_per_filter_config: rate_limit_config(host_rate(limits)),
     }
 }
 
 /// In policy mode: a route for each rule, with those who may use it.
-fn allowed_routes(access: &Access, cluster: &str, limits: Option<&Limits>, trust_domain: &str) -> Vec<Route> {
+fn allowed_routes(access: &Access, cluster: &str, trust_domain: &str) -> Vec<Route> {
     let rules: Vec<_> = access.http.iter().collect();
     let route = |(i, (rule, sources)): (usize, &(&HttpRule, &BTreeSet<ServiceIdentity>))| {
         let later = rules[i + 1..].iter().map(|(rule, sources)| (*rule, *sources));
-        let rbac = rbac::requests(sources, later, trust_domain);
-        let rate = limits.and_then(|l| l.paths.get(&rule.path));
-        guarded_route(rule, cluster, rbac, rate)
+        guarded_route(rule, cluster, rbac::requests(sources, later, trust_domain), None)
     };
     rules.iter().enumerate().map(route).collect()
 }
 
-/// In permissive mode: one route for all, and before it one for each path that has its own limit.
-fn open_routes(cluster: &str, limits: Option<&Limits>) -> Vec<Route> {
-    let paths = limits.into_iter().flat_map(|l| &l.paths);
-    let limited = paths.map(|(path, rate)| guarded_route(&HttpRule::path(path), cluster, rbac::anybody(), Some(rate)));
-    let all = guarded_route(&HttpRule::any(), cluster, rbac::anybody(), None);
-    limited.chain([all]).collect()
+/// The routes that come before all others: for each path with a limit of its own, and for everything if nothing may pass.
+fn limited_routes(limits: Option<&Limits>, cluster: &str, rbac: impl Fn() -> Any) -> impl Iterator<Item = Route> {
+    let whole = limits.and_then(|l| l.http_rate.as_ref()).filter(|rate| **rate == Rate::Nothing);
+    let whole = whole.map(|rate| (HttpRule::any(), rate));
+    let paths = limits.into_iter().flat_map(|l| &l.paths).map(|(path, rate)| (HttpRule::path(path), rate));
+    let all: Vec<Route> = whole
+        .into_iter()
+        .chain(paths)
+        .map(|(rule, rate)| match rate {
+            Rate::Kept(rate) => guarded_route(&rule, cluster, rbac(), Some(rate)),
+            Rate::Nothing => guarded_route(&rule, cluster, rbac::nobody(), None),
+        })
+        .collect();
+    all.into_iter()
+}
+
+fn host_rate(limits: Option<&Limits>) -> Option<&HttpRate> {
+    match limits?.http_rate.as_ref()? {
+        Rate::Kept(rate) => Some(rate),
+        Rate::Nothing => None,
+    }
 }
 
 fn guarded_route(rule: &HttpRule, cluster: &str, rbac: Any, rate: Option<&HttpRate>) -> Route {
@@ -119,14 +133,16 @@ fn guarded_route(rule: &HttpRule, cluster: &str, rbac: Any, rate: Option<&HttpRa
 }
 
 /// The requests that ingress lets in.
-pub(super) fn ingress_host(service: &Service, ingress: &Ingress) -> VirtualHost {
-    let rbac = ingress.principals.as_ref().map_or_else(rbac::anybody, rbac::named);
+pub(super) fn ingress_host(mesh: &Mesh, service: &Service, ingress: &Ingress) -> VirtualHost {
+    let limits = mesh.limits(&service.name);
+    let rbac = || ingress.principals.as_ref().map_or_else(rbac::anybody, rbac::named);
     let cluster = cluster::local_name(service, ingress.port);
+    let all = guarded_route(&HttpRule::any(), &cluster, rbac(), None);
     VirtualHost {
         name: format!("ingress_virtual-host|{}_from_{}", service.name, ingress.name.name),
         domains: vec!["*".to_owned()],
-        routes: vec![guarded_route(&HttpRule::any(), &cluster, rbac, None)],
-        ..Default::default()
+        routes: limited_routes(limits, &cluster, rbac).chain([all]).collect(),
+        typed_per_filter_config: rate_limit_config(host_rate(limits)),
     }
 }
 
