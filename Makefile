@@ -36,8 +36,8 @@ bench: ## paired measurements against real Envoy (and nginx, HAProxy); report in
 	$(CARGO) build --locked --release -p oxmesh-proxy -p oxmesh-bench
 	target/release/oxmesh-bench run --report $(REPORT) $(BENCH_ARGS)
 
-image: ## the three small images from the Dockerfile
-	docker build --target proxy -t oxmesh/proxy . && docker build --target controller -t oxmesh/controller . && docker build --target init -t oxmesh/init .
+image: ## the three small images, by docker, podman or buildah
+	@tests/tools/image.sh
 
 clean: ## remove build output
 	$(CARGO) clean
