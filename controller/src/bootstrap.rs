@@ -151,6 +151,10 @@ fn bootstrap(proxy: &SidecarIdentity, trust_domain: &str, options: &Options) -> 
             "cds_config": { "ads": {}, "resource_api_version": "V3" },
             "lds_config": { "ads": {}, "resource_api_version": "V3" },
         },
+        // Without it Envoy refuses all routes for a path of some 95 letters; what we send has a bound of its own.
+        "layered_runtime": { "layers": [
+            { "name": "regex", "static_layer": { "re2.max_program_size.error_level": MAX_RE2_PROGRAM } },
+        ] },
         "static_resources": { "clusters": [controller_cluster(options)] },
     })
 }
@@ -241,6 +245,7 @@ fn replace(path: &Path, text: &str, mode: u32, owner: Option<(u32, u32)>) -> io:
     })
 }
 
+const MAX_RE2_PROGRAM: u32 = 1 << 20;
 const EXTENSIONS: &str = "type.googleapis.com/envoy.extensions";
 const CLUSTER: &str = "osm-controller";
 const TLS_SECRET: &str = "tls_sds";

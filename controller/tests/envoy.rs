@@ -202,3 +202,21 @@ async fn envoy_comes_back_to_a_restarted_control_plane_of_another_port() {
     wait_for(&plane, "accepted again", |p| version(p, "SDS").is_some()).await;
     plane.app.stop().await;
 }
+
+#[tokio::test]
+#[ignore = "needs a real Envoy, see above"]
+async fn envoy_takes_paths_as_long_as_we_let_through() {
+    let path = "/".to_owned() + &"long-path/".repeat(400);
+    let policy = format!(
+        "apiVersion: specs.smi-spec.io/v1alpha4\nkind: HTTPRouteGroup\nmetadata: {{name: long, namespace: shop}}\n\
+         spec: {{matches: [{{name: long, pathRegex: {path}}}]}}\n---\n\
+         apiVersion: access.smi-spec.io/v1alpha3\nkind: TrafficTarget\nmetadata: {{name: t, namespace: shop}}\n\
+         spec: {{destination: {{kind: ServiceAccount, name: store}}, sources: [{{kind: ServiceAccount, name: buyer}}], \
+         rules: [{{kind: HTTPRouteGroup, name: long}}]}}\n"
+    );
+    let plane =
+        Plane::start(&[("mesh.yaml", mesh_config(false, "24h")), ("shop.yaml", shop()), ("policy.yaml", policy)]).await;
+    let _envoy = envoy(&plane.bootstrap(&sidecar("store"), true));
+    wait_for(&plane, "the routes", |p| version(p, "RDS").is_some()).await;
+    plane.app.stop().await;
+}

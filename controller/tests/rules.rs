@@ -566,6 +566,25 @@ fn a_limit_of_a_path_counts_before_any_route_and_allows_nobody_more() {
 }
 
 #[test]
+fn a_route_carries_the_callers_of_later_rules_only_where_they_may_meet() {
+    let group = |name: &str, path: &str| {
+        let spec = json!({"matches": [{"name": "m", "pathRegex": path}]});
+        object("specs.smi-spec.io/v1alpha4", "HTTPRouteGroup", "shop", name, spec)
+    };
+    let world = shop(&[
+        group("a", "/a/.*"),
+        group("b", "/b/.*"),
+        group("both", "/b/x|/a/x"),
+        target("one", "web", "HTTPRouteGroup", "a"),
+        target("two", "web", "HTTPRouteGroup", "b"),
+        target("three", "web", "HTTPRouteGroup", "both"),
+    ]);
+    let rules = |path: &str, rules: usize| (path.to_owned(), false, rules);
+    let routes = inbound_routes(&world, "rds-inbound.8080");
+    assert_eq!(routes, [rules("/a/.*", 2), rules("/b/.*", 2), rules("/b/x|/a/x", 1)]);
+}
+
+#[test]
 fn what_a_limit_lets_not_pass_is_refused_in_every_way_in() {
     let ranges = json!([{"kind": "IPRange", "name": "10.99.0.0/16"}]);
     let way_in = ingress("i", json!({"number": 8080, "protocol": "http"}), json!({}), ranges);

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::finding::About;
-use super::{Finding, text};
+use super::{Finding, expression, text};
 use crate::api::{HTTPRouteGroup, HttpMatch, Key};
 
 /// One kind of request: a path, a method and headers, all of which must match.
@@ -30,6 +30,18 @@ impl HttpRule {
     #[must_use]
     pub fn any() -> Self {
         Self::path(ANY)
+    }
+
+    /// Whether a request may match both rules. Says true if it can't tell.
+    #[must_use]
+    pub fn may_overlap(&self, other: &Self) -> bool {
+        let headers = |(name, value): &(String, String)| {
+            let others = other.headers.iter().filter(|(n, _)| n == name);
+            others.fold(true, |all, (_, v)| all && expression::may_overlap(value, v))
+        };
+        expression::may_overlap(&self.path, &other.path)
+            && expression::may_overlap(&self.method, &other.method)
+            && self.headers.iter().all(headers)
     }
 
     fn new(path: String, method: String, headers: Vec<(String, String)>) -> Self {
@@ -85,14 +97,14 @@ impl RouteGroups {
 /// The rules of one match, one per method. A match with a mistake has none: it must not become wider than meant.
 fn rules(m: &HttpMatch, field: &str, about: &mut About<'_>) -> Vec<HttpRule> {
     let path = m.path_regex.as_deref().filter(|p| !p.is_empty()).unwrap_or(ANY);
-    if let Err(e) = text::regex(path) {
+    if let Err(e) = expression::check(path) {
         about.error(format!("{field}.pathRegex"), format!("{e}; the match is left out"));
         return Vec::new();
     }
     let mut headers = Vec::new();
     for (name, regex) in m.headers.iter() {
         let problem =
-            if text::is_token(name) { text::regex(regex).err() } else { Some("not a header's name".to_owned()) };
+            if text::is_token(name) { expression::check(regex).err() } else { Some("not a header's name".to_owned()) };
         if let Some(problem) = problem {
             about.error(format!("{field}.headers.{name}"), format!("{problem}; the match is left out"));
             return Vec::new();

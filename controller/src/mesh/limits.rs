@@ -9,7 +9,7 @@ use std::time::Duration;
 use envoy_types::pb::envoy::r#type::v3::StatusCode;
 
 use super::finding::About;
-use super::{Finding, Service, text};
+use super::{Finding, Service, expression, text};
 use crate::api::{
     ConnectionSettingsSpec, HttpHeaderValue, HttpLocalRateLimitSpec, Key, Objects, RateLimitSpec,
     TcpLocalRateLimitSpec, UpstreamTrafficSetting, UpstreamTrafficSettingSpec,
@@ -129,7 +129,7 @@ fn read(key: &Key, object: &UpstreamTrafficSetting, about: &mut About<'_>) -> Li
             about.no_effect(&field, "no rateLimit in it");
             continue;
         };
-        if let Err(e) = text::regex(&route.path) {
+        if let Err(e) = expression::check(&route.path) {
             about.error(format!("{field}.path"), format!("{e}; there is NO limit"));
             continue;
         }

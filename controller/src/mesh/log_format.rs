@@ -41,17 +41,22 @@ fn operator(text: &str) -> Result<&str, String> {
         let (inside, after) = inside.split_once(')').ok_or_else(stray)?;
         (arguments, rest) = (Some(inside), after);
     }
+    let mut has_length = false;
     if let Some(length) = rest.strip_prefix(':') {
+        has_length = true;
         rest = length.trim_start_matches(|c: char| c.is_ascii_digit());
         if rest.len() == length.len() {
             return Err(stray());
         }
     }
     let rest = rest.strip_prefix('%').filter(|_| !name.is_empty()).ok_or_else(stray)?;
+    if has_length && !OF_HEADERS.contains(&name) {
+        return Err(format!("%{name}% takes no length"));
+    }
     match (OF_HEADERS.contains(&name), arguments) {
         (true, Some(headers)) if is_header_pair(headers) => Ok(rest),
         (true, _) => Err(format!("%{name}% needs a header's name in brackets, or two with ? between")),
-        (false, _) if name == "START_TIME" => Ok(rest),
+        (false, format) if name == "START_TIME" => time_format(format.unwrap_or_default()).map(|()| rest),
         (false, None | Some("")) if SIMPLE.contains(&name) => Ok(rest),
         (false, Some(_)) if SIMPLE.contains(&name) => Err(format!("%{name}% takes no arguments")),
         (false, _) => Err(format!("%{name}% is not an operator that all proxies of the mesh know")),
@@ -59,10 +64,30 @@ fn operator(text: &str) -> Result<&str, String> {
 }
 
 fn is_header_pair(text: &str) -> bool {
-    let names: Vec<&str> = text.split('?').collect();
-    names.len() <= 2 && names.iter().all(|name| super::text::is_token(name.strip_prefix(':').unwrap_or(name)))
+    let is_known = |name: &str| super::text::is_token(name) || PSEUDO.contains(&name.to_ascii_lowercase().as_str());
+    text.split('?').count() <= 2 && text.split('?').all(is_known)
 }
 
+/// Checks the conversions of a time, which are those of `strftime` and Envoy's own for fractions of a second.
+fn time_format(format: &str) -> Result<(), String> {
+    let mut rest = format;
+    if format.contains(['\n', '\0']) {
+        return Err("the format of a time has one line".to_owned());
+    }
+    while let Some(at) = rest.find('%') {
+        rest = &rest[at + 1..];
+        let length = match rest.as_bytes() {
+            [b'E', b'1'..=b'9', b'S' | b'f', ..] => 3,
+            [b'E', b'z', ..] | [b'1'..=b'9', b'f', ..] => 2,
+            [c, ..] if b"YmdHMSsfyjebBhaAuwzZTFDRpItGCkl%".contains(c) => 1,
+            _ => return Err(format!("%{} is not a part of a time", rest.chars().next().unwrap_or_default())),
+        };
+        rest = &rest[length..];
+    }
+    Ok(())
+}
+
+const PSEUDO: [&str; 6] = [":method", ":path", ":authority", ":scheme", ":status", ":protocol"];
 const OF_HEADERS: [&str; 3] = ["REQ", "RESP", "TRAILER"];
 
 /// Operators without arguments that both Envoy and our proxy have.
@@ -111,7 +136,7 @@ mod tests {
             "plain",
             "100%%",
             "%START_TIME%",
-            "%START_TIME(%Y)%",
+            "%START_TIME(%Y-%m-%dT%H:%M:%S.%3f %E3S)%",
             "[%REQ(:METHOD)%] %REQ(X-A?:PATH):10% %DURATION%",
         ];
         for format in good {
@@ -127,6 +152,12 @@ mod tests {
             "%REQ(a?b?c)%",
             "%DURATION(1)%",
             "%DURATION:%",
+            "%DURATION:10%",
+            "%START_TIME:3%",
+            "%START_TIME(%Q)%",
+            "%START_TIME(%n)%",
+            "%START_TIME(a\nb)%",
+            "%REQ(:foo)%",
             "100% of it",
         ];
         for format in bad {

@@ -8,6 +8,7 @@ mod access;
 pub mod cluster_ip;
 mod config;
 mod egress;
+mod expression;
 mod finding;
 mod http_match;
 mod ingress;

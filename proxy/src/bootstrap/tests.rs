@@ -107,8 +107,12 @@ static_resources:
 
 #[test]
 fn inert_fields_in_a_file_are_warned_about() {
-    let b = read("node: {id: x}\nlayered_runtime: {layers: [{name: a, static_layer: {x: 1}}]}").unwrap();
-    assert_eq!(b.warnings, ["layered_runtime: has no effect: there are no runtime keys"]);
+    let layers = |keys: &str| {
+        read(&format!("node: {{id: x}}\nlayered_runtime: {{layers: [{{name: a, static_layer: {keys}}}]}}"))
+    };
+    let words = "layered_runtime.layers[0].static_layer: [\"x\"] have no effect: there are no runtime keys";
+    assert_eq!(layers("{x: 1, re2.max_program_size.error_level: 7}").unwrap().warnings, [words]);
+    assert!(layers("{re2.max_program_size.error_level: 7}").unwrap().warnings.is_empty());
 }
 
 #[test]

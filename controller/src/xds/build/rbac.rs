@@ -65,9 +65,9 @@ pub(super) fn nobody() -> Any {
     route(Vec::new())
 }
 
-/// The rules of a route that takes requests of all rules: each rule's callers, where the request matches it.
-pub(super) fn callers(access: &Access, trust_domain: &str) -> Any {
-    requests(&BTreeSet::new(), access.http.iter(), trust_domain)
+/// The rules of a route for `rule` that is none of the access rules: their callers, where the request matches them.
+pub(super) fn callers(rule: &HttpRule, access: &Access, trust_domain: &str) -> Any {
+    requests(rule, &BTreeSet::new(), access.http.iter(), trust_domain)
 }
 
 /// The rules of an ingress route that clients with these names may use.
@@ -77,6 +77,7 @@ pub(super) fn named(names: &BTreeSet<String>) -> Any {
 
 /// The rules of the route for `rule`, which comes before the routes for `later`.
 pub(super) fn requests<'a>(
+    rule: &HttpRule,
     sources: &BTreeSet<ServiceIdentity>,
     later: impl Iterator<Item = (&'a HttpRule, &'a BTreeSet<ServiceIdentity>)>,
     trust_domain: &str,
@@ -85,7 +86,8 @@ pub(super) fn requests<'a>(
     if !sources.is_empty() {
         policies.push(any_policy(principals(sources, trust_domain)));
     }
-    for (rule, more) in later {
+    // Without the look at overlaps, many rules would make a list of their number squared.
+    for (rule, more) in later.filter(|(other, _)| rule.may_overlap(other)) {
         let new: BTreeSet<ServiceIdentity> = more.difference(sources).cloned().collect();
         if new.is_empty() {
             continue;

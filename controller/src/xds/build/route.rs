@@ -80,7 +80,7 @@ pub(super) fn inbound_host(
     let open = || vec![guarded_route(&HttpRule::any(), &cluster, rbac::anybody(), None)];
     let allowed = access.map_or_else(open, |access| allowed_routes(access, &cluster, mesh.trust_domain()));
     // For a path with a limit of its own, the callers of all rules, each under its rule's conditions.
-    let callers = || access.map_or_else(rbac::anybody, |access| rbac::callers(access, mesh.trust_domain()));
+    let callers = |rule: &HttpRule| access.map_or_else(rbac::anybody, |a| rbac::callers(rule, a, mesh.trust_domain()));
     let routes = limited_routes(limits, &cluster, callers).chain(allowed).collect();
     // Twice the same name is no harm: one stays.
     let domains: BTreeSet<String> =
@@ -98,13 +98,17 @@ fn allowed_routes(access: &Access, cluster: &str, trust_domain: &str) -> Vec<Rou
     let rules: Vec<_> = access.http.iter().collect();
     let route = |(i, (rule, sources)): (usize, &(&HttpRule, &BTreeSet<ServiceIdentity>))| {
         let later = rules[i + 1..].iter().map(|(rule, sources)| (*rule, *sources));
-        guarded_route(rule, cluster, rbac::requests(sources, later, trust_domain), None)
+        guarded_route(rule, cluster, rbac::requests(rule, sources, later, trust_domain), None)
     };
     rules.iter().enumerate().map(route).collect()
 }
 
 /// The routes that come before all others: for each path with a limit of its own, and for everything if nothing may pass.
-fn limited_routes(limits: Option<&Limits>, cluster: &str, rbac: impl Fn() -> Any) -> impl Iterator<Item = Route> {
+fn limited_routes(
+    limits: Option<&Limits>,
+    cluster: &str,
+    rbac: impl Fn(&HttpRule) -> Any,
+) -> impl Iterator<Item = Route> {
     let whole = limits.and_then(|l| l.http_rate.as_ref()).filter(|rate| **rate == Rate::Nothing);
     let whole = whole.map(|rate| (HttpRule::any(), rate));
     let paths = limits.into_iter().flat_map(|l| &l.paths).map(|(path, rate)| (HttpRule::path(path), rate));
@@ -112,7 +116,7 @@ fn limited_routes(limits: Option<&Limits>, cluster: &str, rbac: impl Fn() -> Any
         .into_iter()
         .chain(paths)
         .map(|(rule, rate)| match rate {
-            Rate::Kept(rate) => guarded_route(&rule, cluster, rbac(), Some(rate)),
+            Rate::Kept(rate) => guarded_route(&rule, cluster, rbac(&rule), Some(rate)),
             Rate::Nothing => guarded_route(&rule, cluster, rbac::nobody(), None),
         })
         .collect();
@@ -135,9 +139,9 @@ fn guarded_route(rule: &HttpRule, cluster: &str, rbac: Any, rate: Option<&HttpRa
 /// The requests that ingress lets in.
 pub(super) fn ingress_host(mesh: &Mesh, service: &Service, ingress: &Ingress) -> VirtualHost {
     let limits = mesh.limits(&service.name);
-    let rbac = || ingress.principals.as_ref().map_or_else(rbac::anybody, rbac::named);
+    let rbac = |_: &HttpRule| ingress.principals.as_ref().map_or_else(rbac::anybody, rbac::named);
     let cluster = cluster::local_name(service, ingress.port);
-    let all = guarded_route(&HttpRule::any(), &cluster, rbac(), None);
+    let all = guarded_route(&HttpRule::any(), &cluster, rbac(&HttpRule::any()), None);
     VirtualHost {
         name: format!("ingress_virtual-host|{}_from_{}", service.name, ingress.name.name),
         domains: vec!["*".to_owned()],

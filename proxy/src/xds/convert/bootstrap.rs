@@ -6,8 +6,9 @@ use envoy_types::pb::{
     envoy::{
         config::{
             bootstrap::v3::{
-                Admin as InAdmin, Bootstrap as InBootstrap,
+                Admin as InAdmin, Bootstrap as InBootstrap, LayeredRuntime,
                 bootstrap::{DynamicResources, StaticResources},
+                runtime_layer::LayerSpecifier,
             },
             core::v3::{
                 ApiConfigSource, ConfigSource, api_config_source::ApiType, config_source::ConfigSourceSpecifier,
@@ -40,6 +41,7 @@ use crate::{
 
 /// Type URL of the bootstrap.
 const BOOTSTRAP: &str = "type.googleapis.com/envoy.config.bootstrap.v3.Bootstrap";
+const RE2_BOUNDS: &str = "re2.max_program_size.";
 const INITIAL_FETCH_TIMEOUT: Duration = Duration::from_secs(15);
 const STATS_FLUSH_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -81,8 +83,23 @@ pub(crate) fn secrets(bytes: &[u8], options: &Options, base: &Path) -> Result<Ve
     Ok(secrets)
 }
 
+/// There are no runtime keys. Those of RE2 lift bounds that we don't have, so nothing is missing without them.
+fn warn_of_runtime(runtime: Option<&LayeredRuntime>, at: &At<'_>, cx: &mut Cx<'_>) {
+    let at = at.field("layers");
+    for (i, layer) in runtime.iter().flat_map(|r| &r.layers).enumerate() {
+        let Some(LayerSpecifier::StaticLayer(keys)) = &layer.layer_specifier else { continue };
+        let mut unknown: Vec<&String> = keys.fields.keys().filter(|key| !key.starts_with(RE2_BOUNDS)).collect();
+        unknown.sort();
+        if !unknown.is_empty() {
+            let words = format!("{unknown:?} have no effect: there are no runtime keys");
+            cx.report.warn(&at.index(i).field("static_layer"), words);
+        }
+    }
+}
+
 fn convert(b: &InBootstrap, raw: Any, cx: &mut Cx<'_>) -> Option<Bootstrap> {
     let at = &At::ROOT;
+    warn_of_runtime(b.layered_runtime.as_ref(), &at.field("layered_runtime"), cx);
     let statics = statics(b.static_resources.as_ref(), &at.field("static_resources"), cx);
     let dynamic_at = at.field("dynamic_resources");
     let none = DynamicResources::default();
