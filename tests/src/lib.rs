@@ -2,10 +2,13 @@
 //!
 //! What can't run here is ignored with a reason that begins with `SKIPPED:`, never counted as passed.
 
+pub mod alone;
+pub mod frames;
 pub mod load;
 pub mod mesh;
 pub mod shop;
 pub mod trial;
+pub mod witness;
 
 use std::{future::Future, time::Duration};
 

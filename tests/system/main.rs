@@ -5,6 +5,7 @@
 
 mod access;
 mod egress;
+mod hostile;
 mod lifecycle;
 mod limits;
 mod metrics;
@@ -25,6 +26,7 @@ fn main() {
     let mut trials = Vec::new();
     access::trials(&mut trials);
     egress::trials(&mut trials);
+    hostile::trials(&mut trials);
     lifecycle::trials(&mut trials);
     limits::trials(&mut trials);
     metrics::trials(&mut trials);

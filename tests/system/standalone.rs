@@ -4,7 +4,7 @@ use std::{
     fs::{self, File},
     path::{Path, PathBuf},
     process::Stdio,
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
@@ -13,8 +13,8 @@ use oxmesh::pod::{
     Binaries,
     DataPlane::{self, Envoy, Oxmesh},
 };
-use oxmesh_controller::identity::{Ca, LeafRequest};
 use oxmesh_tests::{
+    alone::{certificates, free_ports},
     eventually,
     mesh::{project, tools},
     trial::{envoy_missing, python_missing, trial},
@@ -53,38 +53,8 @@ impl Run {
     }
 }
 
-/// Ports that were free a moment ago.
-fn free_ports<const N: usize>() -> Result<[u16; N]> {
-    let mut sockets = Vec::new();
-    let mut ports = [0; N];
-    for port in &mut ports {
-        let socket = std::net::TcpListener::bind("127.0.0.1:0")?;
-        *port = socket.local_addr()?.port();
-        sockets.push(socket);
-    }
-    Ok(ports)
-}
-
 fn fill(text: &str, values: &[(&str, String)]) -> String {
     values.iter().fold(text.to_owned(), |text, (name, value)| text.replace(name, value))
-}
-
-fn certificates(dir: &Path) -> Result<()> {
-    let ca = Ca::open_or_create(&dir.join("ca"))?;
-    fs::write(dir.join("ca.pem"), ca.cert_pem())?;
-    for name in ["a", "b"] {
-        let request = LeafRequest {
-            common_name: format!("{name}.default.cluster.local"),
-            dns: Vec::new(),
-            uris: Vec::new(),
-            ips: Vec::new(),
-            validity: Duration::from_secs(3600),
-        };
-        let leaf = ca.issue(&request, SystemTime::now())?;
-        fs::write(dir.join(format!("{name}.pem")), leaf.chain_pem)?;
-        fs::write(dir.join(format!("{name}.key")), leaf.key_pem)?;
-    }
-    Ok(())
 }
 
 async fn two_nodes(planes: [DataPlane; 2], api: &'static str) -> Result<()> {

@@ -72,6 +72,8 @@ fn look(headers: &HeaderMap) -> Result<Seen, Reason> {
         }
         match *name {
             header::CONNECTION | header::UPGRADE | header::TE | header::EXPECT => seen.hop_by_hop = true,
+            // hyper takes numbers that others read as negative.
+            header::CONTENT_LENGTH if value.len() > MAX_LENGTH_DIGITS => return Err(Reason::BadHeader),
             header::TRANSFER_ENCODING => {
                 seen.hop_by_hop = true;
                 check_codings(headers)?;
@@ -213,6 +215,9 @@ fn may_be_removed(name: &HeaderName) -> bool {
     ) && !name.as_str().starts_with("x-forwarded-")
         && name.as_str() != "x-request-id"
 }
+
+/// What fits a signed number of 64 bits in any case.
+const MAX_LENGTH_DIGITS: usize = 18;
 
 const HOP_BY_HOP: [HeaderName; 3] = [
     HeaderName::from_static("keep-alive"),

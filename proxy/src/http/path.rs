@@ -220,10 +220,21 @@ fn resolve_dots(path: &str) -> String {
     out
 }
 
+/// Servers that strip parameters (`;x`) read `..;x` as `..`, and `/;x/` as nothing. At the end of a path they do no harm.
 fn refuse_dot_parameters(path: &str) -> Result<(), PathError> {
-    let bad =
-        path.split('/').any(|segment| segment.split_once(';').is_some_and(|(name, _)| matches!(name, "." | "..")));
-    if bad { Err(PathError::DotParameter) } else { Ok(()) }
+    let mut segments = path.split('/').peekable();
+    while let Some(segment) = segments.next() {
+        let name = match (segment.find(';'), segment.find("%3B")) {
+            (Some(plain), Some(escaped)) => plain.min(escaped),
+            (Some(at), None) | (None, Some(at)) => at,
+            (None, None) => continue,
+        };
+        let vanishes = name == 0 && segments.peek().is_some();
+        if vanishes || matches!(&segment[..name], "." | "..") {
+            return Err(PathError::DotParameter);
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -263,6 +274,8 @@ mod tests {
             ("/a%20b", "/a%20b"),
             ("/100%25", "/100%25"),
             ("/a;v=1/b", "/a;v=1/b"),
+            ("/;session=1", "/;session=1"),
+            ("/a%3bb", "/a%3Bb"),
             ("/.hidden", "/.hidden"),
             ("/a...", "/a..."),
             ("/...", "/..."),
@@ -298,6 +311,9 @@ mod tests {
             ("/a/..;x/b", PathError::DotParameter),
             ("/a/.;/b", PathError::DotParameter),
             ("/a/%2e%2e;/b", PathError::DotParameter),
+            ("/a/..%3bx/b", PathError::DotParameter),
+            ("/;/b", PathError::DotParameter),
+            ("/a/;x=1/b", PathError::DotParameter),
         ] {
             assert_eq!(canonical(path, RULES), Err(error), "{path}");
         }
