@@ -31,11 +31,16 @@ impl Pattern {
         if source.len() > MAX_REGEX_BYTES {
             return Err(format!("regex is {} bytes long, {MAX_REGEX_BYTES} are allowed", source.len()));
         }
-        let regex = regex::RegexBuilder::new(&format!("^(?:{source})$"))
-            .size_limit(MAX_REGEX_PROGRAM_BYTES)
-            .dot_matches_new_line(true)
-            .build()
-            .map_err(|e| format!("regex {source:?} is not valid: {}", e.to_string().replace('\n', " ")))?;
+        let compiled = |expression: &str| {
+            regex::RegexBuilder::new(expression)
+                .size_limit(MAX_REGEX_PROGRAM_BYTES)
+                .dot_matches_new_line(true)
+                .build()
+                .map_err(|e| format!("regex {source:?} is not valid: {}", e.to_string().replace('\n', " ")))
+        };
+        // By itself first: `a)|(?:b` is no expression, though within our brackets it would be one without anchors.
+        compiled(source)?;
+        let regex = compiled(&format!("^(?:{source})$"))?;
         Ok(Self(Arc::new(Compiled { source: source.to_owned(), regex })))
     }
 
@@ -120,6 +125,15 @@ mod tests {
         let p = Pattern::new("/a|/b.*").unwrap();
         assert!(p.matches("/a") && p.matches("/bc"));
         assert!(!p.matches("/ab") && !p.matches("x/a"));
+    }
+
+    #[test]
+    fn no_expression_gets_out_of_the_anchors() {
+        for source in ["a)|(?:b", "a)|(b", "(a", "a)", "a)(?:b"] {
+            assert!(Pattern::new(source).unwrap_err().contains("not valid"), "{source}");
+        }
+        let lines = Pattern::new("(?m)^a$").unwrap();
+        assert!(lines.matches("a") && !lines.matches("a\nb") && !lines.matches("b\na"));
     }
 
     #[test]

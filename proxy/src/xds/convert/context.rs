@@ -21,6 +21,8 @@ use crate::{
 
 /// Whole of something, in parts of a million.
 pub(super) const MILLION: u32 = 1_000_000;
+/// Longest duration that protobuf allows, in seconds (10 000 years): sums of such durations and of moments can't overflow.
+const MAX_SECONDS: u64 = 315_576_000_000;
 /// Largest file taken as a data source, in bytes.
 const MAX_FILE_BYTES: u64 = 4 << 20;
 
@@ -54,10 +56,13 @@ impl<'r> Cx<'r> {
         }
     }
 
-    /// A duration; none when unset. Negative ones are errors.
+    /// A duration; none when unset. Negative ones are errors, and longer ones than protobuf allows.
     pub(super) fn duration(&mut self, duration: Option<&wkt::Duration>, at: &At<'_>) -> Option<Duration> {
         let duration = duration?;
         match (u64::try_from(duration.seconds), u32::try_from(duration.nanos)) {
+            (Ok(seconds), _) if seconds > MAX_SECONDS => {
+                self.refuse(at, format_args!("a duration can't be longer than {MAX_SECONDS}s"))
+            }
             (Ok(seconds), Ok(nanos)) if nanos < 1_000_000_000 => Some(Duration::new(seconds, nanos)),
             _ => self.refuse(at, "a duration can't be negative"),
         }

@@ -247,8 +247,7 @@ fn routes_that_can_not_work() {
         (
             route("/match", json!({"safe_regex": {"regex": "a(?=b)"}})),
             &format!(
-                "{R}.match.safe_regex.regex: regex \"a(?=b)\" is not valid: regex parse error:     ^(?:a(?=b))$          \
-                 ^^^ error: look-around, including look-ahead and look-behind, is not supported"
+                "{R}.match.safe_regex.regex: regex \"a(?=b)\" is not valid: regex parse error:     a(?=b)      ^^^ error: look-around, including look-ahead and look-behind, is not supported"
             ),
         ),
         (route("/match", json!({})), &format!("{R}.match.path_specifier: one of its fields is required")),
