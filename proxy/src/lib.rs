@@ -5,8 +5,14 @@
 //! RBAC → local limit → header edits → weighted target → deadline → retry → circuit permit → endpoint → pooled or new
 //! connection → stream both ways → observe, release.
 //!
-//! A module imports only what stands above it in this list: `config`, `body`, `telemetry`, `error`, `tls`, `upstream`,
-//! `drain`, `snapshot`, `net`, `tcp`, `http`, `xds`, `bootstrap`, `admin`, `app`.
+//! The floors, lowest first; a module imports its own floor and those above it in this list:
+//!
+//! 1. `config`, `body`, `drain`, `args`, `logging`
+//! 2. `telemetry`, `error`, `tls`
+//! 3. `upstream`
+//! 4. `snapshot`, `net`, `tcp`, `http`: a chain of the snapshot holds the running state of its last filter
+//! 5. `xds`, `bootstrap`
+//! 6. `admin`, `app`
 
 pub mod admin;
 pub mod app;
@@ -22,6 +28,8 @@ pub mod net;
 pub mod snapshot;
 pub mod tcp;
 pub mod telemetry;
+#[cfg(test)]
+mod testing;
 pub mod tls;
 pub mod upstream;
 pub mod xds;

@@ -237,6 +237,15 @@ impl TestMesh {
         .await
     }
 
+    /// Waits until the shop's client is served by both versions of the store.
+    ///
+    /// # Errors
+    /// As [`Self::served`].
+    pub async fn both_versions_serve(&self) -> Result<()> {
+        self.served("client", "http://store-v1.shop/").await?;
+        self.served("client", "http://store-v2.shop/").await
+    }
+
     /// Steady load from inside a pod, to its end.
     ///
     /// # Errors

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use libtest_mimic::Trial;
 use oxmesh::pod::User;
 use oxmesh_controller::identity::{Ca, LeafRequest};
@@ -35,15 +35,9 @@ async fn refused(mesh: &TestMesh, from: &str, url: &str) -> Result<()> {
     }
 }
 
-async fn served(mesh: &TestMesh, from: &str, url: &str) -> Result<()> {
-    let answer = mesh.curl(from, &[url]).await?;
-    ensure!(answer.status == 200, "{from} was answered {}", answer.text);
-    Ok(())
-}
-
 async fn thief(planes: Planes) -> Result<()> {
     let mesh = TestMesh::start(&shop::files(), planes).await?;
-    eventually("the client is served", PATIENCE, || served(&mesh, "client", STORE)).await?;
+    mesh.served("client", STORE).await?;
     for _ in 0..5 {
         refused(&mesh, "thief", STORE).await?;
     }
@@ -58,7 +52,7 @@ async fn says_why(planes: Planes) -> Result<()> {
     files.retain(|(name, _)| *name != "policy.yaml");
     files.push(("policy.yaml", narrow));
     let mesh = TestMesh::start(&files, planes).await?;
-    eventually("the client is served", PATIENCE, || served(&mesh, "client", STORE)).await?;
+    mesh.served("client", STORE).await?;
     let answer = with_certificate_of(&mesh, "thief").await?;
     ensure!(answer.is_empty(), "the thief was answered {answer:?}");
     let answer = mesh.curl("client", &["http://store-v1.shop/secrets"]).await?;
@@ -103,24 +97,24 @@ async fn request_over_tls(mesh: &TestMesh, who: &str, args: &str) -> Result<Stri
 
 async fn switching(planes: Planes) -> Result<()> {
     let mesh = TestMesh::start(&shop::files(), planes).await?;
-    eventually("the client is served", PATIENCE, || served(&mesh, "client", STORE)).await?;
+    mesh.served("client", STORE).await?;
     mesh.remove("policy.yaml")?;
     eventually("without TrafficTarget the client is refused", PATIENCE, || refused(&mesh, "client", STORE)).await?;
     mesh.write("config.yaml", &shop::mesh_config(true, false, "24h"))?;
-    eventually("permissive mode lets the client through", PATIENCE, || served(&mesh, "client", STORE)).await?;
-    eventually("permissive mode lets the thief through", PATIENCE, || served(&mesh, "thief", STORE)).await?;
+    mesh.served("client", STORE).await.context("in permissive mode")?;
+    mesh.served("thief", STORE).await.context("in permissive mode")?;
     mesh.write("config.yaml", &shop::mesh_config(false, false, "24h"))?;
     eventually("back in policy mode the thief is refused", PATIENCE, || refused(&mesh, "thief", STORE)).await?;
     eventually("back in policy mode the client is refused", PATIENCE, || refused(&mesh, "client", STORE)).await?;
     mesh.write("policy.yaml", &shop::policy())?;
-    eventually("with the TrafficTarget back the client is served", PATIENCE, || served(&mesh, "client", STORE)).await?;
+    mesh.served("client", STORE).await.context("with the TrafficTarget back")?;
     mesh.no_nacks().await
 }
 
 /// From the node, which is no part of the mesh: curl's exit status 56 is "connection reset", 52 "empty reply".
 async fn plaintext(planes: Planes) -> Result<()> {
     let mesh = TestMesh::start(&shop::files(), planes).await?;
-    eventually("the client is served", PATIENCE, || served(&mesh, "client", STORE)).await?;
+    mesh.served("client", STORE).await?;
     let store = mesh.shop("store-v1")?.pod();
     for ip in store.ips() {
         for port in [8080, 9001] {
@@ -142,7 +136,7 @@ async fn plaintext(planes: Planes) -> Result<()> {
 
 async fn certificates(planes: Planes) -> Result<()> {
     let mesh = TestMesh::start(&shop::files(), planes).await?;
-    eventually("the client is served", PATIENCE, || served(&mesh, "client", STORE)).await?;
+    mesh.served("client", STORE).await?;
     let allowed = with_certificate_of(&mesh, "client").await?;
     ensure!(allowed.contains(" 200 "), "the client's own certificate was refused: {allowed}");
     let refused = request_over_tls(&mesh, "thief", "").await?;

@@ -24,8 +24,7 @@ const STORE: &str = "http://store.shop/books";
 
 async fn controller(planes: Planes) -> Result<()> {
     let mut mesh = TestMesh::start(&shop::files(), planes).await?;
-    mesh.served("client", "http://store-v1.shop/").await?;
-    mesh.served("client", "http://store-v2.shop/").await?;
+    mesh.both_versions_serve().await?;
     let first = mesh.load("client", STORE, 100, 0.5).await?;
     first.all_ok(45)?;
     mesh.session_mut().kill_controller().await?;
@@ -52,8 +51,7 @@ async fn controller(planes: Planes) -> Result<()> {
 
 async fn sigterm(planes: Planes) -> Result<()> {
     let mut mesh = TestMesh::start(&shop::files(), planes).await?;
-    mesh.served("client", "http://store-v1.shop/").await?;
-    mesh.served("client", "http://store-v2.shop/").await?;
+    mesh.both_versions_serve().await?;
     mesh.load("client", STORE, 50, 0.5).await?.all_ok(20)?;
     // 20 requests of a second each are in flight when the server's sidecar is told to end.
     let slow = mesh.load("client", "http://store-v1.shop/slow/1500", 20, 0.99);
@@ -78,8 +76,7 @@ async fn rotation(planes: Planes) -> Result<()> {
     files.insert("config.yaml", shop::mesh_config(false, false, "10s"));
     let files: Vec<_> = files.into_iter().collect();
     let mesh = TestMesh::start(&files, planes).await?;
-    mesh.served("client", "http://store-v1.shop/").await?;
-    mesh.served("client", "http://store-v2.shop/").await?;
+    mesh.both_versions_serve().await?;
     mesh.load("client", STORE, 50, 0.5).await?.all_ok(20)?;
     eventually("the TCP store answers", PATIENCE, || echo(&mesh, "client", "store-v1.shop", 9001)).await?;
     let before = serials(&mesh).await?;

@@ -20,12 +20,6 @@ pub(crate) fn trials(trials: &mut Vec<Trial>) {
 
 const PATIENCE: Duration = Duration::from_secs(15);
 
-async fn served(mesh: &TestMesh, url: &str) -> Result<()> {
-    let answer = mesh.curl("client", &[url]).await?;
-    ensure!(answer.status == 200, "answered {}", answer.text);
-    Ok(())
-}
-
 const RETRY: &str = r#"apiVersion: policy.openservicemesh.io/v1alpha1
 kind: Retry
 metadata: { name: again, namespace: shop }
@@ -39,7 +33,7 @@ async fn retries(planes: Planes) -> Result<()> {
     let mut files = shop::files();
     files.push(("retry.yaml", RETRY.to_owned()));
     let mesh = TestMesh::start(&files, planes).await?;
-    eventually("the client is served", PATIENCE, || served(&mesh, "http://store-v1.shop/")).await?;
+    mesh.served("client", "http://store-v1.shop/").await?;
     let answer = mesh.curl("client", &["http://store-v1.shop/status/503"]).await?;
     ensure!(answer.status == 503, "answered {}", answer.text);
     let cluster = "cluster.shop/store-v1|8080";
@@ -68,7 +62,7 @@ async fn breaking(planes: Planes) -> Result<()> {
     let mut files = shop::files();
     files.push(("limits.yaml", LIMITS.to_owned()));
     let mesh = TestMesh::start(&files, planes).await?;
-    eventually("the client is served", PATIENCE, || served(&mesh, "http://store-v1.shop/")).await?;
+    mesh.served("client", "http://store-v1.shop/").await?;
     let load = mesh.load("client", "http://store-v1.shop/slow/100", 100, 2.0).await?;
     ensure!(load.errors.is_empty(), "{load:?}");
     let (ok, overflow) = (load.status.get("200").copied(), load.status.get("503").copied());
@@ -95,7 +89,7 @@ spec:
 
 async fn rate_limit(planes: Planes) -> Result<()> {
     let mesh = TestMesh::start(&shop::files(), planes).await?;
-    eventually("the client is served", PATIENCE, || served(&mesh, "http://store-v1.shop/")).await?;
+    mesh.served("client", "http://store-v1.shop/").await?;
     mesh.write("rate.yaml", RATE)?;
     let limited = eventually("the limit holds", PATIENCE, || async {
         let answer = mesh.curl("client", &["http://store-v1.shop/"]).await?;

@@ -18,17 +18,12 @@ pub(crate) fn trials(trials: &mut Vec<Trial>) {
     ours(trials, "a TCP split reaches both versions", None, tcp);
 }
 
-async fn both_served(mesh: &TestMesh) -> Result<()> {
-    mesh.served("client", "http://store-v1.shop/").await?;
-    mesh.served("client", "http://store-v2.shop/").await
-}
-
 const STORE: &str = "http://store.shop/books";
 
 /// Of 1000 fair draws the share of one side is within 50 ± 6 % in all but one of 6,000 runs (3.8 standard deviations).
 async fn half_and_half(planes: Planes) -> Result<()> {
     let mesh = TestMesh::start(&shop::files(), planes).await?;
-    both_served(&mesh).await?;
+    mesh.both_versions_serve().await?;
     let load = mesh.load("client", STORE, 500, 2.0).await?;
     load.all_ok(990)?;
     for version in ["store-v1", "store-v2"] {
@@ -40,7 +35,7 @@ async fn half_and_half(planes: Planes) -> Result<()> {
 
 async fn edited(planes: Planes) -> Result<()> {
     let mesh = TestMesh::start(&shop::files(), planes).await?;
-    both_served(&mesh).await?;
+    mesh.both_versions_serve().await?;
     let under_load = mesh.load("client", STORE, 200, 4.0);
     let edit = async {
         tokio::time::sleep(Duration::from_secs(1)).await;

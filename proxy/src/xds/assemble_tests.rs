@@ -7,17 +7,14 @@ use envoy_types::pb::{envoy::service::discovery::v3::DiscoveryResponse, google::
 use super::*;
 use crate::{
     config::{
-        cluster::{DnsFamily, Limits, LoadBalancing, UpstreamHttp},
-        http::RouteSource,
+        cluster::DnsFamily,
+        http::{HttpConnectionManager, RouteSource},
         listener::{ChainMatch, Direction, TcpProxy},
         route::{RouteTable, Target},
         tls::{CertificatePair, DownstreamTls, TlsParams, UpstreamTls},
     },
     upstream::{Resolve, Resolved},
-    xds::{
-        state::{Settings, Variant},
-        test_data::plain_hcm,
-    },
+    xds::state::{Settings, Variant},
 };
 
 #[derive(Debug)]
@@ -100,21 +97,7 @@ impl World {
 }
 
 fn cluster(name: &str) -> ClusterSpec {
-    ClusterSpec {
-        name: name.into(),
-        stat_name: name.into(),
-        discovery: Discovery::Eds(name.into()),
-        connect_timeout: Duration::from_secs(5),
-        lb: LoadBalancing::RoundRobin,
-        limits: Limits::default(),
-        max_requests_per_connection: None,
-        http: UpstreamHttp::Http1,
-        http2_keepalive: None,
-        idle_timeout: Duration::from_secs(3600),
-        tls: None,
-        tcp_keepalive: None,
-        buffer_limit_bytes: 1 << 20,
-    }
+    crate::testing::cluster(name, Discovery::Eds(name.into()))
 }
 
 fn clusters(all: &[ClusterSpec]) -> Vec<Resource> {
@@ -150,7 +133,10 @@ fn tcp(cluster: &str) -> Terminal {
 }
 
 fn http(rds: &str) -> Terminal {
-    Terminal::Http(Arc::new(plain_hcm(RouteSource::Rds(rds.into()))))
+    Terminal::Http(Arc::new(HttpConnectionManager {
+        routes: RouteSource::Rds(rds.into()),
+        ..crate::http::testing::manager()
+    }))
 }
 
 fn listener(name: &str, chains: Vec<Arc<FilterChain>>) -> listener::Listener {

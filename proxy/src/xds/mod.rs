@@ -19,7 +19,5 @@ pub mod state;
 pub mod stream;
 pub mod subscription;
 mod support;
-#[cfg(test)]
-pub(crate) mod test_data;
 mod walk;
 mod wire;

@@ -7,8 +7,8 @@ use prost::Message as _;
 
 use super::*;
 use crate::config::{
-    cluster::{ClusterSpec, Discovery, Limits, LoadBalancing, UpstreamHttp},
-    http::RouteSource,
+    cluster::{ClusterSpec, Discovery},
+    http::{HttpConnectionManager, RouteSource},
     listener::{ChainMatch, Direction, FilterChain, Listener, Terminal},
     route::RouteTable,
     tls::{CertificatePair, CommonTls, Secret, SecretSource, TlsParams, UpstreamTls},
@@ -73,7 +73,6 @@ fn check(kind: Kind, any: &Any) -> Result<Resource, String> {
 }
 
 fn cluster(toy: &Toy) -> ClusterSpec {
-    let name: Name = toy.name.as_str().into();
     let common = CommonTls {
         params: TlsParams::default(),
         alpn: Vec::new(),
@@ -81,23 +80,13 @@ fn cluster(toy: &Toy) -> ClusterSpec {
         validation: None,
         default_validation: None,
     };
+    let discovery = match toy.eds.as_str() {
+        "" => Discovery::Static(Vec::new()),
+        eds => Discovery::Eds(eds.into()),
+    };
     ClusterSpec {
-        stat_name: Arc::clone(&name),
-        name,
-        discovery: match toy.eds.as_str() {
-            "" => Discovery::Static(Vec::new()),
-            eds => Discovery::Eds(eds.into()),
-        },
-        connect_timeout: Duration::from_secs(5),
-        lb: LoadBalancing::RoundRobin,
-        limits: Limits::default(),
-        max_requests_per_connection: None,
-        http2_keepalive: None,
-        http: UpstreamHttp::Http1,
-        idle_timeout: Duration::from_secs(3600),
         tls: (!toy.sds.is_empty()).then_some(UpstreamTls { common, sni: None }),
-        tcp_keepalive: None,
-        buffer_limit_bytes: 1 << 20,
+        ..crate::testing::cluster(&toy.name, discovery)
     }
 }
 
@@ -129,7 +118,7 @@ fn listener(toy: &Toy) -> Listener {
 }
 
 fn hcm(rds: &str) -> crate::config::http::HttpConnectionManager {
-    crate::xds::test_data::plain_hcm(RouteSource::Rds(rds.into()))
+    HttpConnectionManager { routes: RouteSource::Rds(rds.into()), ..crate::http::testing::manager() }
 }
 
 fn settings(variant: Variant) -> Settings {

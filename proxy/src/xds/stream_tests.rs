@@ -17,7 +17,7 @@ use tonic::{Response, Status};
 
 use super::*;
 use crate::{
-    config::cluster::{Discovery, EndpointSpec, Health, Limits, LoadBalancing, UpstreamHttp},
+    config::cluster::UpstreamHttp,
     upstream::{SystemResolver, Upstreams},
     xds::{
         assemble::{Assembler, Statics},
@@ -166,21 +166,7 @@ fn start(api: Api, address: SocketAddr) -> (Arc<Shared>, Arc<Mutex<Client>>) {
 }
 
 fn cluster(address: SocketAddr) -> ClusterSpec {
-    ClusterSpec {
-        name: "control".into(),
-        stat_name: "control".into(),
-        discovery: Discovery::Static(vec![EndpointSpec { address, weight: 1, priority: 0, health: Health::Healthy }]),
-        connect_timeout: Duration::from_secs(5),
-        lb: LoadBalancing::RoundRobin,
-        limits: Limits::default(),
-        max_requests_per_connection: None,
-        http: UpstreamHttp::Http2,
-        http2_keepalive: None,
-        idle_timeout: Duration::from_secs(3600),
-        tls: None,
-        tcp_keepalive: None,
-        buffer_limit_bytes: 1 << 20,
-    }
+    ClusterSpec { http: UpstreamHttp::Http2, ..crate::testing::cluster("control", crate::testing::fixed(&[address])) }
 }
 
 fn response(nonce: &str, names: &[&str]) -> DiscoveryResponse {

@@ -10,7 +10,7 @@ use http::{Request, Response};
 use http_body_util::BodyExt;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, DuplexStream},
-    net::{TcpListener, TcpStream},
+    net::TcpListener,
 };
 use tower::ServiceExt;
 
@@ -26,7 +26,7 @@ use crate::{
     body::Body,
     config::{
         access_log::{AccessLog, Format, Sink, Template},
-        cluster::{ClusterSpec, Discovery, EndpointSpec, Health, Limits, LoadBalancing, UpstreamHttp},
+        cluster::ClusterSpec,
         http::HttpConnectionManager,
         listener::{ChainMatch, Direction, FilterChain, Terminal},
         route::{Forward, Route, RouteAction, RouteTable, VirtualHost},
@@ -40,6 +40,7 @@ use crate::{
         access_log::{Connection, Loggers, Sinks},
         mesh::{MeshStats, Workload},
     },
+    testing::server,
     tls::ResolvedSecrets,
     upstream::{Cluster, SystemResolver, Upstreams},
 };
@@ -183,23 +184,7 @@ fn info(direction: Direction) -> ConnInfo {
 }
 
 pub(super) fn cluster_spec(name: &str, endpoints: &[SocketAddr]) -> ClusterSpec {
-    let endpoint =
-        |address: &SocketAddr| EndpointSpec { address: *address, weight: 1, priority: 0, health: Health::Healthy };
-    ClusterSpec {
-        name: name.into(),
-        stat_name: name.into(),
-        discovery: Discovery::Static(endpoints.iter().map(endpoint).collect()),
-        connect_timeout: Duration::from_secs(5),
-        lb: LoadBalancing::RoundRobin,
-        limits: Limits::default(),
-        max_requests_per_connection: None,
-        http2_keepalive: None,
-        http: UpstreamHttp::Http1,
-        idle_timeout: Duration::from_secs(3600),
-        tls: None,
-        tcp_keepalive: None,
-        buffer_limit_bytes: 1 << 20,
-    }
+    crate::testing::cluster(name, crate::testing::fixed(endpoints))
 }
 
 impl Proxy {
@@ -279,21 +264,6 @@ pub(super) async fn read_all(io: &mut (impl tokio::io::AsyncRead + Unpin)) -> St
         all.extend_from_slice(&buffer[..read]);
     }
     String::from_utf8_lossy(&all).into_owned()
-}
-
-/// A server that gives each connection to `serve`.
-pub(super) async fn server<F>(serve: impl Fn(TcpStream) -> F + Send + 'static) -> SocketAddr
-where
-    F: Future<Output = ()> + Send + 'static,
-{
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    tokio::spawn(async move {
-        while let Ok((stream, _)) = listener.accept().await {
-            tokio::spawn(serve(stream));
-        }
-    });
-    address
 }
 
 /// A server that reads one request's head per answer and answers with these bytes, then closes.

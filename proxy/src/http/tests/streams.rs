@@ -11,7 +11,8 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 
-use super::{Proxy, World, server};
+use super::{Proxy, World};
+use crate::testing::server;
 use crate::{
     body::{Body, Error},
     config::cluster::UpstreamHttp,

@@ -10,11 +10,12 @@ use std::{
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::{World, canned, head, nowhere, read_all, server};
+use super::{World, canned, head, nowhere, read_all};
 use crate::config::{
     cluster::Limits,
     route::{RetryOn, RetryPolicy},
 };
+use crate::testing::server;
 
 const OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nhi";
 const GET: &str = "GET / HTTP/1.1\r\nhost: h\r\n\r\n";

@@ -17,7 +17,7 @@ use crate::{
     config::{
         Name,
         access_log::{AccessLog, Format, Sink, Template},
-        cluster::{ClusterSpec, Discovery, EndpointSpec, Health, Limits, LoadBalancing, UpstreamHttp},
+        cluster::ClusterSpec,
         listener::{
             ChainIndex, ChainMatch, Direction, FilterChain, Listener as Config, ListenerFilter, ListenerFilterKind,
             NetworkFilter, TcpProxy, Terminal,
@@ -30,6 +30,7 @@ use crate::{
     snapshot::{Chain, Listener, Shared, Snapshot},
     tcp::TcpRuntime,
     telemetry::{access_log::Loggers, listener::ListenerStats},
+    testing::server,
     tls::{ResolvedSecrets, ServerTls},
     upstream::{Cluster, SystemResolver, Upstreams},
 };
@@ -108,23 +109,8 @@ impl Plan {
     }
 
     fn cluster_named(mut self, name: &str, endpoints: &[SocketAddr]) -> Self {
-        let endpoint =
-            |address: &SocketAddr| EndpointSpec { address: *address, weight: 1, priority: 0, health: Health::Healthy };
-        self.clusters.push(ClusterSpec {
-            name: name.into(),
-            stat_name: name.into(),
-            discovery: Discovery::Static(endpoints.iter().map(endpoint).collect()),
-            connect_timeout: Duration::from_secs(5),
-            lb: LoadBalancing::RoundRobin,
-            limits: Limits::default(),
-            max_requests_per_connection: None,
-            http2_keepalive: None,
-            http: UpstreamHttp::Http1,
-            idle_timeout: Duration::ZERO,
-            tls: None,
-            tcp_keepalive: None,
-            buffer_limit_bytes: 1 << 20,
-        });
+        let spec = crate::testing::cluster(name, crate::testing::fixed(endpoints));
+        self.clusters.push(ClusterSpec { idle_timeout: Duration::ZERO, ..spec });
         self
     }
 
@@ -286,20 +272,6 @@ async fn shouter() -> SocketAddr {
         }
     })
     .await
-}
-
-async fn server<F>(serve: impl Fn(TcpStream) -> F + Send + 'static) -> SocketAddr
-where
-    F: Future<Output = ()> + Send + 'static,
-{
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    tokio::spawn(async move {
-        while let Ok((tcp, _)) = listener.accept().await {
-            tokio::spawn(serve(tcp));
-        }
-    });
-    address
 }
 
 /// An address where nothing listens.

@@ -30,7 +30,7 @@ use super::{
 };
 use crate::{
     body::Body,
-    config::cluster::{ClusterSpec, Discovery, DnsFamily, EndpointSpec, Health, Limits, LoadBalancing, UpstreamHttp},
+    config::cluster::{ClusterSpec, Discovery, DnsFamily, EndpointSpec, Health, LoadBalancing, UpstreamHttp},
     telemetry::Registry,
 };
 
@@ -49,21 +49,7 @@ impl Resolve for NoNames {
 }
 
 fn spec(discovery: Discovery) -> ClusterSpec {
-    ClusterSpec {
-        name: "c".into(),
-        stat_name: "c".into(),
-        discovery,
-        connect_timeout: Duration::from_secs(5),
-        lb: LoadBalancing::RoundRobin,
-        limits: Limits::default(),
-        max_requests_per_connection: None,
-        http2_keepalive: None,
-        http: UpstreamHttp::Http1,
-        idle_timeout: Duration::from_secs(3600),
-        tls: None,
-        tcp_keepalive: None,
-        buffer_limit_bytes: 1 << 20,
-    }
+    crate::testing::cluster("c", discovery)
 }
 
 fn endpoint(address: SocketAddr) -> EndpointSpec {
