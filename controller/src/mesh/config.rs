@@ -233,6 +233,26 @@ fn without_effect(spec: &MeshConfigSpec, about: &mut About<'_>) {
     let set = |text: &Option<String>| text.as_deref().is_some_and(|t| !t.is_empty());
     let injection = "is used when sidecars are injected, which this version does not do";
     let rows = [
+        (
+            observability.osm_log_level.as_deref().is_some_and(|l| !matches!(l, "" | "info")),
+            "spec.observability.osmLogLevel",
+            "the controller's log is set by its own option --log-level",
+        ),
+        (
+            observability.enable_debug_server == Some(true),
+            "spec.observability.enableDebugServer",
+            "the controller's debug pages are always there, for its own machine alone",
+        ),
+        (
+            feature_flags.enable_snapshot_cache_mode == Some(true),
+            "spec.featureFlags.enableSnapshotCacheMode",
+            "there is one way to serve proxies",
+        ),
+        (
+            feature_flags.enable_async_proxy_service_mapping == Some(true),
+            "spec.featureFlags.enableAsyncProxyServiceMapping",
+            "there is one way to find the services of a pod",
+        ),
         (observability.tracing.enable == Some(true), "spec.observability.tracing", "tracing is not implemented yet"),
         (
             feature_flags.enable_envoy_active_health_checks == Some(true),

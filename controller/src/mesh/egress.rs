@@ -74,6 +74,8 @@ pub(super) fn egresses(objects: &Objects, groups: &RouteGroups, global: bool, fi
 /// What the policy's references add.
 struct Matches {
     rules: BTreeSet<HttpRule>,
+    /// Only some requests are allowed.
+    narrowed: bool,
     limits: Option<ConnectionLimits>,
 }
 
@@ -106,14 +108,18 @@ impl Reader<'_> {
     }
 
     fn matches(&self, object: &EgressObject, about: &mut About<'_>, settings: &mut BTreeSet<Key>) -> Matches {
-        let mut matches = Matches { rules: BTreeSet::new(), limits: None };
-        let mut narrowed = false;
+        let mut matches = Matches { rules: BTreeSet::new(), narrowed: false, limits: None };
         for (i, reference) in object.spec.matches.iter().enumerate() {
             let field = format!("spec.matches[{i}]");
             let name = Key::new(&self.key.namespace, &reference.name);
+            if let Some(problem) = text::wrong_group(reference) {
+                matches.narrowed = true;
+                about.error(format!("{field}.apiGroup"), format!("{problem}; it allows nothing"));
+                continue;
+            }
             match reference.kind.as_str() {
                 "HTTPRouteGroup" => {
-                    narrowed = true;
+                    matches.narrowed = true;
                     let (rules, missing) = self.groups.chosen(&name, None);
                     matches.rules.extend(rules);
                     for message in missing {
@@ -137,13 +143,16 @@ impl Reader<'_> {
                         None => about.error(field, format!("there is no UpstreamTrafficSetting {name}")),
                     }
                 }
-                other => about.error(
-                    format!("{field}.kind"),
-                    format!("{other:?} is neither HTTPRouteGroup nor UpstreamTrafficSetting; it allows nothing"),
-                ),
+                other => {
+                    matches.narrowed = true;
+                    about.error(
+                        format!("{field}.kind"),
+                        format!("{other:?} is neither HTTPRouteGroup nor UpstreamTrafficSetting; it allows nothing"),
+                    );
+                }
             }
         }
-        if !narrowed {
+        if !matches.narrowed {
             matches.rules.insert(HttpRule::any());
         }
         matches
@@ -172,8 +181,24 @@ impl Reader<'_> {
                 about.error(format!("{field}.number"), "0 is not a port");
                 continue;
             }
-            match port.protocol.to_ascii_lowercase().as_str() {
-                "http" => self.http(spec.hosts.iter(), port.number, matches, egress, about),
+            let protocol = port.protocol.to_ascii_lowercase();
+            if matches.narrowed && matches!(protocol.as_str(), "https" | "tcp" | "tcp-server-first") {
+                about.error(
+                    &field,
+                    format!(
+                        "requests can't be seen in {protocol}, so spec.matches can't be kept: nothing is allowed on this port; \
+                         give it an Egress of its own without matches"
+                    ),
+                );
+                continue;
+            }
+            match protocol.as_str() {
+                "http" => {
+                    if !spec.ip_addresses.is_empty() {
+                        about.no_effect("spec.ipAddresses", "http goes to the addresses that its host's name has");
+                    }
+                    self.http(spec.hosts.iter(), port.number, matches, egress, about);
+                }
                 "https" => self.https(&spec.hosts, port.number, &ranges, matches, egress, about),
                 protocol @ ("tcp" | "tcp-server-first") => {
                     if !spec.hosts.is_empty() && spec.ip_addresses.is_empty() {
@@ -335,6 +360,22 @@ mod tests {
             built(&[json!({"ipAddresses": ["10.0.0.1"], "ports": [{"number": 5432, "protocol": "tcp"}]})]);
         assert!(egress.tcp.get(&5432).is_none_or(|t| t.ranges.is_empty()));
         assert_eq!(findings[0].field, "spec.ipAddresses[0]");
+    }
+
+    #[test]
+    fn requests_that_cannot_be_seen_are_not_all_allowed_where_some_are_asked_for() {
+        for (protocol, reference) in [
+            ("https", json!({"kind": "HTTPRouteGroup", "name": "g"})),
+            ("tcp", json!({"kind": "HTTPRouteGroup", "name": "g"})),
+            ("http", json!({"kind": "TCPRoute", "name": "g"})),
+            ("http", json!({"kind": "HTTPRouteGroup", "name": "g", "apiGroup": "gateway.networking.k8s.io/v1"})),
+        ] {
+            let (egress, findings) = built(&[json!({"hosts": ["a.org"], "ipAddresses": ["192.0.2.0/24"],
+                "ports": [{"number": 443, "protocol": protocol}], "matches": [reference]})]);
+            assert!(egress.tcp.is_empty(), "{protocol}");
+            assert!(egress.http.values().flat_map(|hosts| hosts.values()).all(BTreeSet::is_empty), "{protocol}");
+            assert!(findings.iter().any(|f| f.severity == super::super::Severity::Error), "{protocol}");
+        }
     }
 
     #[test]

@@ -94,6 +94,10 @@ fn read(key: &Key, object: &TrafficSplit, groups: &RouteGroups, about: &mut Abou
             about.error(format!("{field}.kind"), format!("{:?} is not HTTPRouteGroup; it is left out", reference.kind));
             continue;
         }
+        if let Some(problem) = text::wrong_group(reference) {
+            about.error(format!("{field}.apiGroup"), format!("{problem}; it is left out"));
+            continue;
+        }
         let (rules, missing) = groups.chosen(&Key::new(&key.namespace, &reference.name), None);
         for message in missing {
             about.error(&field, message);

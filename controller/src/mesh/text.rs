@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::api::Key;
+use crate::api::{Key, LocalRef};
 
 /// Reads a duration as Go writes it: `1h30m`, `1.5s`, `250ms`.
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
@@ -48,6 +48,19 @@ pub(super) fn is_host(text: &str, wildcard: bool) -> bool {
         !l.is_empty() && l.len() <= 63 && l.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
     };
     name.len() <= 253 && name.split('.').all(label)
+}
+
+/// What is wrong with the API group of a reference, if it has one: of a kind that has the same name elsewhere something else
+/// is meant.
+pub(super) fn wrong_group(reference: &LocalRef) -> Option<String> {
+    let group = reference.api_group.as_deref().filter(|group| !group.is_empty())?;
+    let own = match reference.kind.as_str() {
+        "HTTPRouteGroup" => "specs.smi-spec.io",
+        "UpstreamTrafficSetting" => "policy.openservicemesh.io",
+        _ => return None,
+    };
+    let is_own = group.split_once('/').map_or(group, |(group, _)| group) == own;
+    (!is_own).then(|| format!("{group:?} is not {own}, to which {} belongs", reference.kind))
 }
 
 /// Reads a service's host name, from the bare name to the FQDN. `own` is the namespace of the object that has it.
