@@ -231,6 +231,9 @@ table! {
     UpgradeRefused { "upgrade-refused", 403, 7, [], "upgrade_failed", "", true, Policy,
         "The protocol upgrade is not allowed here.",
         "Only WebSocket can be upgraded to, where the listener or route allows it." }
+    Draining { "draining", 503, 14, [], "connection_draining", "", true, Client,
+        "The client was told that this connection ends, and sent the request over it all the same, much later.",
+        "Open a new connection after GOAWAY, and answer HTTP/2 pings." }
     BodyFailed { "request-broken", 400, 13, [DownstreamProtocolError], "http1.codec_error", "Bad Request", true, Client,
         "The client's request body broke off.",
         "Look for a client that goes away early or sends bad chunks." }

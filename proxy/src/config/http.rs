@@ -44,6 +44,8 @@ pub struct HttpConnectionManager {
     pub idle_timeout: Duration,
     /// Longest life of a connection; none = no limit.
     pub max_connection_duration: Option<Duration>,
+    /// Requests that an HTTP/2 client still sends this long after it was told to go are refused; 5 s.
+    pub drain_timeout: Duration,
     /// Longest life of a stream; none = no limit.
     pub max_stream_duration: Option<Duration>,
     /// Requests per connection; none = no limit.

@@ -18,8 +18,12 @@ pub(super) struct Admit;
 
 impl Step for Admit {
     fn request(self, exchange: &mut Exchange) -> Result<(), Stop> {
-        let http = &exchange.cx.conn.http;
-        match admit(&mut exchange.request, &http.config) {
+        let conn = &exchange.cx.conn;
+        let config = &conn.http.config;
+        // A client that never answers the ping between the two GOAWAYs could else go on under rules that are no more.
+        let too_late = exchange.cx.is_http2() && conn.life.is_closing_for(config.drain_timeout);
+        let admitted = if too_late { Err(Reason::Draining) } else { admit(&mut exchange.request, config) };
+        match admitted {
             Ok(seen) => exchange.seen = seen,
             Err(reason) => {
                 exchange.log_request();
@@ -50,6 +54,9 @@ fn admit(request: &mut Request<Body>, config: &HttpConnectionManager) -> Result<
     if seen.hop_by_hop {
         remove_hop_by_hop(request.headers_mut());
     }
+    if seen.cookies > 1 {
+        join_cookies(request.headers_mut())?;
+    }
     Ok(seen)
 }
 
@@ -57,6 +64,7 @@ fn admit(request: &mut Request<Body>, config: &HttpConnectionManager) -> Result<
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Seen {
     hop_by_hop: bool,
+    cookies: usize,
     /// Headers that only a proxy may set.
     pub(super) internal: bool,
 }
@@ -74,6 +82,7 @@ fn look(headers: &HeaderMap) -> Result<Seen, Reason> {
             header::CONNECTION | header::UPGRADE | header::TE | header::EXPECT => seen.hop_by_hop = true,
             // hyper takes numbers that others read as negative.
             header::CONTENT_LENGTH if value.len() > MAX_LENGTH_DIGITS => return Err(Reason::BadHeader),
+            header::COOKIE => seen.cookies += 1,
             header::TRANSFER_ENCODING => {
                 seen.hop_by_hop = true;
                 check_codings(headers)?;
@@ -201,6 +210,14 @@ fn remove_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
+/// HTTP/2 may cut cookies into lines; rules and HTTP/1 servers see them as one (RFC 9113 section 8.2.3).
+fn join_cookies(headers: &mut HeaderMap) -> Result<(), Reason> {
+    let lines: Vec<&[u8]> = headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    let joined = HeaderValue::from_bytes(&lines.join(&b"; "[..])).map_err(|_| Reason::BadHeader)?;
+    headers.insert(header::COOKIE, joined);
+    Ok(())
+}
+
 /// Names that `connection` may not take away: framing, routing, identity, credentials.
 fn may_be_removed(name: &HeaderName) -> bool {
     !matches!(
@@ -322,6 +339,15 @@ mod tests {
             many.headers_mut().append("x-a", HeaderValue::from_static("1"));
         }
         assert_eq!(admitted(&mut many), Err(Reason::TooManyHeaders));
+    }
+
+    #[test]
+    fn cookies_cut_into_lines_become_one() {
+        let lines: [(&str, &[u8]); 4] = [("host", b"a"), ("cookie", b"a=1"), ("x-a", b"1"), ("cookie", b"b=2; c=3")];
+        let mut crumbs = request(Version::HTTP_2, "/", &lines);
+        admitted(&mut crumbs).unwrap();
+        let cookies: Vec<_> = crumbs.headers().get_all("cookie").iter().collect();
+        assert_eq!(cookies, ["a=1; b=2; c=3"]);
     }
 
     #[test]

@@ -11,6 +11,7 @@ use std::{
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body::Body as _;
+use smallvec::SmallVec;
 use tokio::time::Instant;
 use tower::Service;
 
@@ -20,7 +21,7 @@ use super::{
 };
 use crate::{
     body::Body,
-    error::{Reason, Refusal},
+    error::{Reason, Refusal, WHY},
     upstream::{Cluster, Endpoint, ErrorKind, NoEndpoint, PickContext, SendOptions, UpstreamError, Version},
 };
 
@@ -61,6 +62,7 @@ async fn attempt(exchange: Exchange) -> Outcome {
     *response.version_mut() = http::Version::HTTP_11;
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         *cx.tunnel.lock() = answer.upgrade;
+        response.headers_mut().remove(&WHY);
     } else {
         remove_hop_by_hop(response.headers_mut());
     }
@@ -157,25 +159,27 @@ fn of_error(cx: &Context, cluster: &Cluster, error: UpstreamError) -> Refusal {
     Refusal { sent: error.sent, details, ..our_fault(cluster, reason) }
 }
 
-/// Removes what concerns the upstream's connection only.
+/// Removes what concerns the upstream's connection only, and what only this proxy says.
 fn remove_hop_by_hop(headers: &mut HeaderMap) {
     let own = |name: &HeaderName| match *name {
         header::CONNECTION | header::TRANSFER_ENCODING | header::UPGRADE => true,
-        _ => *name == KEEP_ALIVE || *name == PROXY_CONNECTION,
+        _ => *name == KEEP_ALIVE || *name == PROXY_CONNECTION || *name == WHY,
     };
     if !headers.keys().any(own) {
         return;
     }
-    if let Some(connection) = headers.remove(header::CONNECTION) {
-        for name in connection.to_str().unwrap_or_default().split(',') {
-            if let Ok(name) = HeaderName::from_bytes(name.trim().as_bytes())
-                && !matches!(name, header::CONTENT_LENGTH | header::SET_COOKIE | header::CONTENT_TYPE)
-            {
-                headers.remove(name);
-            }
+    let lines: SmallVec<[HeaderValue; 1]> = headers.get_all(header::CONNECTION).iter().cloned().collect();
+    for name in lines.iter().filter_map(|line| line.to_str().ok()).flat_map(|line| line.split(',')) {
+        if let Ok(name) = HeaderName::from_bytes(name.trim().as_bytes())
+            && !matches!(name, header::CONTENT_LENGTH | header::SET_COOKIE | header::CONTENT_TYPE)
+        {
+            headers.remove(name);
         }
     }
-    for name in [&header::TRANSFER_ENCODING, &header::UPGRADE, &KEEP_ALIVE, &PROXY_CONNECTION] {
+    // Our own word on why a request was refused is nobody else's to say.
+    for name in
+        [&header::CONNECTION, &header::TRANSFER_ENCODING, &header::UPGRADE, &KEEP_ALIVE, &PROXY_CONNECTION, &WHY]
+    {
         headers.remove(name);
     }
 }

@@ -60,10 +60,13 @@ fn request_id(headers: &mut HeaderMap, config: &HttpConnectionManager) {
 /// what came before us is believed.
 fn forwarded(headers: &mut HeaderMap, config: &HttpConnectionManager, peer: IpAddr, scheme: &'static str) {
     if config.use_remote_address {
-        let chain = match headers.get(&FORWARDED_FOR).and_then(|v| v.to_str().ok()) {
-            Some(before) => format!("{before},{peer}"),
-            None => peer.to_string(),
-        };
+        let mut chain = String::new();
+        // Several lines are one list (RFC 9110 section 5.3).
+        for before in headers.get_all(&FORWARDED_FOR).iter().filter_map(|line| line.to_str().ok()) {
+            chain.push_str(before);
+            chain.push(',');
+        }
+        chain.push_str(&peer.to_string());
         if let Ok(chain) = HeaderValue::from_str(&chain) {
             headers.insert(FORWARDED_FOR, chain);
         }
@@ -163,6 +166,10 @@ mod tests {
         forwarded(&mut inner, &edge, peer, "http");
         assert_eq!(inner[FORWARDED_PROTO], "http");
         assert_eq!(inner[FORWARDED_FOR], "1.2.3.4,10.0.0.1");
+        let mut lines = headers(&[("x-forwarded-for", "1.2.3.4"), ("x-forwarded-for", "5.6.7.8")]);
+        forwarded(&mut lines, &edge, peer, "http");
+        assert_eq!(lines[FORWARDED_FOR], "1.2.3.4,5.6.7.8,10.0.0.1");
+        assert_eq!(lines.get_all(FORWARDED_FOR).iter().count(), 1);
         let mut bare = HeaderMap::new();
         forwarded(&mut bare, &manager(), peer, "https");
         assert_eq!(bare[FORWARDED_PROTO], "https");

@@ -27,6 +27,8 @@ pub(super) struct Life {
     /// Milliseconds after the start at which a request's head began to come in, plus one; 0 for none.
     head_since: AtomicU64,
     phase: AtomicU8,
+    /// Milliseconds after the start at which the end began.
+    closing_since: AtomicU64,
     changed: Notify,
 }
 
@@ -52,6 +54,7 @@ impl Life {
             idle_since: AtomicU64::new(0),
             head_since: AtomicU64::new(0),
             phase: AtomicU8::new(Phase::Open as u8),
+            closing_since: AtomicU64::new(0),
             changed: Notify::new(),
         }
     }
@@ -78,7 +81,15 @@ impl Life {
     }
 
     fn enter(&self, phase: Phase) {
+        if self.phase() == Phase::Open {
+            self.closing_since.store(self.now(), Relaxed);
+        }
         self.phase.fetch_max(phase as u8, Relaxed);
+    }
+
+    /// The end began at least `limit` ago.
+    pub(super) fn is_closing_for(&self, limit: Duration) -> bool {
+        self.phase() != Phase::Open && self.age() >= Duration::from_millis(self.closing_since.load(Relaxed)) + limit
     }
 
     /// Bytes came from the client.

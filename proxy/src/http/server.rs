@@ -265,6 +265,8 @@ async fn sniff<I: AsyncRead + Unpin>(io: &mut Downstream<I>) -> io::Result<bool>
         if io.take(missing).read_buf(&mut seen).await? == 0 {
             break false;
         }
+        // A preface that stops half way is half a head.
+        io.life.look_again();
         if !PREFACE.starts_with(&seen) {
             break false;
         }

@@ -34,6 +34,7 @@ pub(crate) fn manager() -> HttpConnectionManager {
         request_headers_timeout: Duration::ZERO,
         idle_timeout: Duration::from_secs(3600),
         max_connection_duration: None,
+        drain_timeout: Duration::from_secs(5),
         max_stream_duration: None,
         max_requests_per_connection: None,
         max_request_headers_kb: 60,

@@ -15,7 +15,10 @@ use super::{Proxy, World};
 use crate::testing::server;
 use crate::{
     body::{Body, Error},
-    config::cluster::UpstreamHttp,
+    config::{
+        cluster::UpstreamHttp,
+        route::{DirectResponse, RouteAction},
+    },
 };
 
 type Frames = mpsc::UnboundedSender<Result<Frame<Bytes>, Error>>;
@@ -219,6 +222,34 @@ async fn a_drain_sends_goaway_and_lets_streams_finish() {
     release.send(true).unwrap();
     let response = waiting.await.unwrap().unwrap();
     assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "late");
+}
+
+/// A GET of `/` at `h` as a HEADERS frame that ends its stream.
+fn get_frame(stream: u8) -> Vec<u8> {
+    let fields = [0x82, 0x86, 0x84, 0x41, 1, b'h'];
+    [&[0, 0, 6, 1, 5, 0, 0, 0, stream], &fields[..]].concat()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_will_not_go_is_refused_once_the_drain_timeout_is_over() {
+    use tokio::io::AsyncWriteExt;
+    let direct = DirectResponse { status: http::StatusCode::OK, body: Bytes::new() };
+    let proxy = World::new().route(super::testing::route(RouteAction::Direct(direct))).start();
+    let (mut read, mut write) = tokio::io::split(proxy.connect());
+    tokio::spawn(async move { tokio::io::copy(&mut read, &mut tokio::io::sink()).await });
+    // No frame of the server's is ever answered, so the ping between the two GOAWAYs is not either.
+    write.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
+    for (stream, seconds) in [(1, 1), (3, 4), (5, 2)] {
+        write.write_all(&get_frame(stream)).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(seconds)).await;
+        proxy.chain.drain.begin();
+    }
+    let log = proxy.log();
+    let statuses: Vec<&str> = log.iter().filter_map(|line| line.split(' ').next()).collect();
+    assert_eq!(statuses, ["200", "200", "200"]);
+    write.write_all(&get_frame(7)).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(proxy.log()[3].starts_with("503 - connection_draining "), "{:?}", proxy.log());
 }
 
 #[tokio::test]

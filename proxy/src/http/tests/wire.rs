@@ -45,6 +45,15 @@ async fn a_request_goes_there_and_back() {
 }
 
 #[tokio::test]
+async fn what_only_the_proxy_says_is_taken_out_of_answers() {
+    let said = "HTTP/1.1 200 OK\r\nx-oxmesh-why: no-route\r\nconnection: keep-alive\r\nconnection: x-mine\r\nx-mine: 1\r\n\
+                x-other: 1\r\ncontent-length: 2\r\n\r\nhi";
+    let answer = World::to(&[canned(said).await]).start().talk(GET).await;
+    assert!(answer.starts_with("HTTP/1.1 200 ") && answer.contains("x-other: 1"), "{answer}");
+    assert!(!answer.contains("x-oxmesh-why") && !answer.contains("x-mine"), "{answer}");
+}
+
+#[tokio::test]
 async fn connections_are_kept_on_both_sides() {
     let connections = Arc::new(AtomicU32::new(0));
     let counted = connections.clone();
@@ -311,12 +320,14 @@ async fn connections_end_after_their_number_of_requests() {
 #[tokio::test]
 async fn slow_heads_and_idle_connections_are_closed() {
     let world = |change: fn(&mut crate::config::http::HttpConnectionManager)| World::to(&[]).manager(change).start();
-    let slow = world(|m| m.request_headers_timeout = Duration::from_millis(100));
-    let mut client = slow.connect();
-    client.write_all(b"GET / HTT").await.unwrap();
-    let closed = tokio::time::timeout(Duration::from_secs(5), client.read(&mut [0; 8])).await;
-    assert!(matches!(closed, Ok(Ok(0) | Err(_))), "{closed:?}");
-    assert_eq!(slow.stat("http.test.downstream_rq_header_timeout"), 1);
+    for half in ["GET / HTT", "PRI * HTTP/2.0\r\n"] {
+        let slow = world(|m| m.request_headers_timeout = Duration::from_millis(100));
+        let mut client = slow.connect();
+        client.write_all(half.as_bytes()).await.unwrap();
+        let closed = tokio::time::timeout(Duration::from_secs(5), client.read(&mut [0; 8])).await;
+        assert!(matches!(closed, Ok(Ok(0) | Err(_))), "{half}: {closed:?}");
+        assert_eq!(slow.stat("http.test.downstream_rq_header_timeout"), 1, "{half}");
+    }
     let idle = world(|m| m.idle_timeout = Duration::from_millis(100));
     let mut client = idle.connect();
     client.write_all(GET.as_bytes()).await.unwrap();

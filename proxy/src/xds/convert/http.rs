@@ -73,6 +73,7 @@ pub(super) fn manager(m: &Manager, at: &At<'_>, cx: &mut Cx<'_>) -> Option<HttpC
         ),
         idle_timeout: common.idle_timeout,
         max_connection_duration: common.max_connection_duration,
+        drain_timeout: or(cx.duration(m.drain_timeout.as_ref(), &at.field("drain_timeout")), 5 * SECOND),
         max_stream_duration: common.max_stream_duration,
         max_requests_per_connection: common.max_requests_per_connection,
         max_request_headers_kb: m.max_request_headers_kb.as_ref().map_or(60, |k| k.value),
