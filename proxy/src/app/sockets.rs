@@ -1,7 +1,8 @@
 //! Keeps the listening sockets in step with the snapshot.
 //!
-//! A listener that changes in place keeps its socket as long as its address stays. A socket that can't be bound is
-//! reported, tried again, and hurts no other listener.
+//! A listener that changes in place keeps its socket as long as its address stays; one that moves keeps its old socket until
+//! the new one is bound, unless the old one is in the way (a narrower address on the same port, two listeners that change
+//! places): then the old one goes first. A socket that can't be bound is reported, tried again, and hurts no other listener.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -106,10 +107,16 @@ impl Sockets {
             .collect();
         let mut free = self.take_unwanted(&wanted);
         let mut faults = BTreeMap::new();
-        for config in wanted {
+        for config in &wanted {
+            let config = Arc::clone(config);
             if let Some(open) = self.open.get_mut(&config.name)
                 && same_socket(&open.config, &config)
             {
+                if open.config.backlog != config.backlog
+                    && let Err(error) = listen::set_backlog(&open.socket, config.backlog)
+                {
+                    faults.insert(Arc::clone(&config.name), format!("listener {}: backlog: {error}", config.name));
+                }
                 open.config = config;
                 continue;
             }
@@ -119,7 +126,12 @@ impl Sockets {
                     open.accepting.begin();
                     Ok(open.socket)
                 }
-                None => listen::bind(&config).map_err(|error| error.to_string()),
+                None => listen::bind(&config).map_err(|error| {
+                    if error.is_in_use() {
+                        self.clear_way(&config, &wanted);
+                    }
+                    error.to_string()
+                }),
             };
             match socket.and_then(|socket| self.accept(&config, socket)) {
                 Ok(()) => {}
@@ -145,6 +157,19 @@ impl Sockets {
         let gone: Vec<Name> =
             self.open.keys().filter(|name| wanted.iter().all(|config| config.name != **name)).cloned().collect();
         gone.iter().filter_map(|name| self.open.remove(name)).collect()
+    }
+
+    /// Closes the sockets on the port of `config` that their own listeners no longer want: they would keep it from ever being
+    /// bound, and go on to take what it shall not. The next try finds the port free.
+    fn clear_way(&mut self, config: &Listener, wanted: &[Arc<Listener>]) {
+        self.open.retain(|name, open| {
+            let outdated = wanted.iter().any(|w| w.name == *name && !same_socket(&open.config, w));
+            let in_the_way = outdated && open.config.address.port() == config.address.port();
+            if in_the_way {
+                open.accepting.begin();
+            }
+            !in_the_way
+        });
     }
 
     /// Accepts on all workers. A listener that moved keeps its old socket until this has worked.
@@ -184,8 +209,119 @@ impl Sockets {
 }
 
 fn same_socket(a: &Listener, b: &Listener) -> bool {
-    a.address == b.address && a.ipv4_compat == b.ipv4_compat && a.backlog == b.backlog
+    a.address == b.address && a.ipv4_compat == b.ipv4_compat
 }
 
 /// Wait before a socket that could not be bound is tried again.
 const RETRY: Duration = Duration::from_secs(1);
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpStream;
+
+    use super::*;
+    use crate::{
+        config::listener::ChainIndex,
+        snapshot::{self, Snapshot},
+        telemetry::{access_log::Loggers, listener::ListenerStats},
+    };
+
+    const LIMIT: Duration = Duration::from_secs(20);
+
+    fn config(name: &str, address: &str) -> Listener {
+        Listener {
+            name: name.into(),
+            address: address.parse().unwrap(),
+            ipv4_compat: false,
+            direction: Direction::Unspecified,
+            listener_filters: Vec::new(),
+            listener_filters_timeout: Duration::ZERO,
+            continue_on_timeout: false,
+            chains: Vec::new(),
+            default_chain: None,
+            access_log: Vec::new(),
+            buffer_limit_bytes: 1 << 20,
+            stat_prefix: None,
+            backlog: None,
+        }
+    }
+
+    /// Sockets of a proxy whose control plane wants what it is told.
+    struct World(Sockets);
+
+    impl World {
+        fn new() -> Self {
+            let workers = Arc::new(Workers::start(1).unwrap());
+            Self(Sockets::new(Arc::new(Shared::new()), workers, Arc::default()))
+        }
+
+        fn want(&mut self, configs: &[Listener]) {
+            let shared = &self.0.shared;
+            let listener = |config: &Listener| snapshot::Listener {
+                index: ChainIndex::new(&config.chains),
+                stats: ListenerStats::new(&shared.metrics, &config.name),
+                loggers: Arc::new(Loggers::build(&[], &shared.sinks).unwrap()),
+                chains: Vec::new(),
+                default_chain: None,
+                drain: shared.drain.child(),
+                config: Arc::new(config.clone()),
+            };
+            let listeners = configs.iter().map(|c| (Arc::clone(&c.name), Arc::new(listener(c)))).collect();
+            self.0.shared.store.publish(Snapshot { listeners, ..Snapshot::default() });
+        }
+
+        /// Reconciles until every listener has its socket.
+        async fn settled(&mut self) -> BTreeMap<Name, SocketAddr> {
+            tokio::time::timeout(LIMIT, async {
+                loop {
+                    self.0.reconcile();
+                    let bound = self.0.bound.load_full();
+                    if bound.faults.is_empty() {
+                        return bound.addresses.clone();
+                    }
+                    sleep(Duration::from_millis(10)).await;
+                }
+            })
+            .await
+            .expect("all listeners are bound in the end")
+        }
+    }
+
+    fn free_port() -> u16 {
+        TcpListener::bind("0.0.0.0:0").unwrap().local_addr().unwrap().port()
+    }
+
+    #[tokio::test]
+    async fn a_listener_that_narrows_its_address_lets_go_of_the_wide_one() {
+        let port = free_port();
+        let mut world = World::new();
+        world.want(&[config("l", &format!("0.0.0.0:{port}"))]);
+        world.settled().await;
+        assert!(TcpStream::connect(("127.0.0.2", port)).is_ok());
+        world.want(&[config("l", &format!("127.0.0.1:{port}"))]);
+        let bound = world.settled().await;
+        assert_eq!(bound["l"].to_string(), format!("127.0.0.1:{port}"));
+        assert!(TcpStream::connect(("127.0.0.1", port)).is_ok());
+        assert!(TcpStream::connect(("127.0.0.2", port)).is_err(), "the wide socket still listens");
+    }
+
+    #[tokio::test]
+    async fn two_listeners_change_places() {
+        let [a, b] = [free_port(), free_port()].map(|port| format!("127.0.0.1:{port}"));
+        let mut world = World::new();
+        world.want(&[config("x", &a), config("y", &b)]);
+        world.settled().await;
+        world.want(&[config("x", &b), config("y", &a)]);
+        let bound = world.settled().await;
+        assert_eq!((bound["x"].to_string(), bound["y"].to_string()), (b, a));
+    }
+
+    #[tokio::test]
+    async fn another_backlog_needs_no_other_socket() {
+        let mut world = World::new();
+        world.want(&[config("l", "127.0.0.1:0")]);
+        let before = world.settled().await;
+        world.want(&[Listener { backlog: Some(7), ..config("l", "127.0.0.1:0") }]);
+        assert_eq!(world.settled().await, before);
+    }
+}

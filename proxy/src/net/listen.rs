@@ -5,7 +5,7 @@
 use std::{io, net::SocketAddr, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use futures_util::FutureExt as _;
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::{connection, stream::abort};
@@ -29,6 +29,14 @@ pub struct BindError {
     address: SocketAddr,
     /// Why not.
     source: io::Error,
+}
+
+impl BindError {
+    /// Something listens there already: another process, or a socket of ours that must go first.
+    #[must_use]
+    pub fn is_in_use(&self) -> bool {
+        self.source.kind() == io::ErrorKind::AddrInUse
+    }
 }
 
 fn hint(error: &io::Error) -> &'static str {
@@ -57,9 +65,18 @@ fn bind_socket(config: &Listener) -> io::Result<std::net::TcpListener> {
     }
     socket.set_nonblocking(true)?;
     socket.bind(&config.address.into())?;
+    let socket: std::net::TcpListener = socket.into();
+    set_backlog(&socket, config.backlog)?;
+    Ok(socket)
+}
+
+/// Begins to queue connections, or changes how many may wait; none asks for the most.
+///
+/// # Errors
+/// The system's.
+pub fn set_backlog(socket: &std::net::TcpListener, backlog: Option<u32>) -> io::Result<()> {
     // The system's own limit (somaxconn) applies to whatever is asked for.
-    socket.listen(config.backlog.and_then(|b| i32::try_from(b).ok()).unwrap_or(i32::MAX))?;
-    Ok(socket.into())
+    SockRef::from(socket).listen(backlog.and_then(|b| i32::try_from(b).ok()).unwrap_or(i32::MAX))
 }
 
 /// Accepts connections of the listener `name` and spawns a task for each, until `drain` begins or `socket` fails for good.
