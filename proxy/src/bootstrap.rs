@@ -34,8 +34,6 @@ pub struct Bootstrap {
     pub cds: Option<Subscription>,
     /// Listeners come from ADS.
     pub lds: Option<Subscription>,
-    /// Time between flushes of statistics to sinks; kept for admin pages only, there are no sinks. 5 s.
-    pub stats_flush_interval: Duration,
     /// The whole message (`envoy.config.bootstrap.v3.Bootstrap`), for `/config_dump`.
     pub raw: Any,
     /// To be logged once.

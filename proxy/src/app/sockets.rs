@@ -240,7 +240,6 @@ mod tests {
             chains: Vec::new(),
             default_chain: None,
             access_log: Vec::new(),
-            buffer_limit_bytes: 1 << 20,
             stat_prefix: None,
             backlog: None,
         }

@@ -33,8 +33,6 @@ pub struct Listener {
     pub default_chain: Option<Arc<FilterChain>>,
     /// Logs connections that got no chain.
     pub access_log: Vec<AccessLog>,
-    /// Read buffer bound per connection in bytes; 1 MiB.
-    pub buffer_limit_bytes: u32,
     /// Prefix of its statistics, else the address.
     pub stat_prefix: Option<Name>,
     /// Accept backlog; none = the system's.

@@ -467,7 +467,6 @@ fn differ_in_chains_only(old: &listener::Listener, new: &listener::Listener) -> 
         chains: _,
         default_chain: _,
         access_log,
-        buffer_limit_bytes,
         stat_prefix,
         backlog,
     } = old;
@@ -479,7 +478,6 @@ fn differ_in_chains_only(old: &listener::Listener, new: &listener::Listener) -> 
         && *listener_filters_timeout == new.listener_filters_timeout
         && *continue_on_timeout == new.continue_on_timeout
         && *access_log == new.access_log
-        && *buffer_limit_bytes == new.buffer_limit_bytes
         && *stat_prefix == new.stat_prefix
         && *backlog == new.backlog
 }

@@ -151,7 +151,6 @@ fn listener(name: &str, chains: Vec<Arc<FilterChain>>) -> listener::Listener {
         chains,
         default_chain: None,
         access_log: Vec::new(),
-        buffer_limit_bytes: 1 << 20,
         stat_prefix: None,
         backlog: None,
     }

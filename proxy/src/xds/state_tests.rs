@@ -111,7 +111,6 @@ fn listener(toy: &Toy) -> Listener {
         chains: vec![Arc::new(chain)],
         default_chain: None,
         access_log: Vec::new(),
-        buffer_limit_bytes: 1 << 20,
         stat_prefix: None,
         backlog: None,
     }

@@ -148,7 +148,6 @@ impl Plan {
             chains: chains.iter().map(|c| Arc::clone(&c.config)).collect(),
             default_chain: None,
             access_log: access_log.clone(),
-            buffer_limit_bytes: 1 << 20,
             stat_prefix: Some("l".into()),
             backlog: None,
         };

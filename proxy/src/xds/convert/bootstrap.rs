@@ -43,7 +43,6 @@ use crate::{
 const BOOTSTRAP: &str = "type.googleapis.com/envoy.config.bootstrap.v3.Bootstrap";
 const RE2_BOUNDS: &str = "re2.max_program_size.";
 const INITIAL_FETCH_TIMEOUT: Duration = Duration::from_secs(15);
-const STATS_FLUSH_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Converts an encoded bootstrap; relative file names are taken from `base`.
 pub(crate) fn bootstrap(bytes: Vec<u8>, options: &Options, base: &Path) -> Result<Bootstrap, Rejected> {
@@ -109,10 +108,6 @@ fn convert(b: &InBootstrap, raw: Any, cx: &mut Cx<'_>) -> Option<Bootstrap> {
     let cds = subscription(dynamic.cds_config.as_ref(), has_ads, &dynamic_at.field("cds_config"), cx);
     let lds = subscription(dynamic.lds_config.as_ref(), has_ads, &dynamic_at.field("lds_config"), cx);
     let admin = b.admin.as_ref().and_then(|a| admin(a, &at.field("admin"), cx));
-    let flush = match b.stats_flush.as_ref() {
-        None => cx.duration(b.stats_flush_interval.as_ref(), &at.field("stats_flush_interval")),
-        Some(_) => cx.refuse(&at.field("stats_flush_on_admin"), "not supported"),
-    };
     Some(Bootstrap {
         node: b.node.clone().unwrap_or_default(),
         admin,
@@ -122,7 +117,6 @@ fn convert(b: &InBootstrap, raw: Any, cx: &mut Cx<'_>) -> Option<Bootstrap> {
         ads: ads.flatten(),
         cds,
         lds,
-        stats_flush_interval: flush.unwrap_or(STATS_FLUSH_INTERVAL),
         raw,
         warnings: Vec::new(),
     })

@@ -24,9 +24,7 @@ use envoy_types::pb::envoy::{
 
 use super::{
     context::{Cx, percent_ppm, type_of},
-    endpoint,
-    listener::BUFFER_LIMIT,
-    source, tls,
+    endpoint, source, tls,
 };
 use crate::{
     config::{
@@ -40,6 +38,8 @@ use crate::{
     xds::{path::At, schema::short},
 };
 
+/// Envoy's default bound of buffers, in bytes.
+const BUFFER_LIMIT: u32 = 1 << 20;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
 const DNS_REFRESH: Duration = Duration::from_secs(5);

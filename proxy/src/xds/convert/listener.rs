@@ -44,8 +44,6 @@ use crate::{
     xds::{path::At, schema::short},
 };
 
-/// Envoy's default bound of buffers, in bytes.
-pub(super) const BUFFER_LIMIT: u32 = 1 << 20;
 const LISTENER_FILTERS_TIMEOUT: Duration = Duration::from_secs(15);
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const TCP_IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
@@ -95,7 +93,6 @@ pub(super) fn listener(l: &InListener, at: &At<'_>, cx: &mut Cx<'_>) -> Option<L
         chains,
         default_chain,
         access_log: access_log::logs(&l.access_log, &at.field("access_log"), cx),
-        buffer_limit_bytes: l.per_connection_buffer_limit_bytes.as_ref().map_or(BUFFER_LIMIT, |b| b.value),
         stat_prefix: (!l.stat_prefix.is_empty()).then(|| l.stat_prefix.as_str().into()),
         backlog: l.tcp_backlog_size.as_ref().map(|b| b.value),
     })
