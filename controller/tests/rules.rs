@@ -754,3 +754,29 @@ fn asked_for_authorization_that_is_not_there_refuses_requests_unless_told_to_let
         assert_eq!(world.said(), ["MeshConfig osm-mesh-config spec.traffic.inboundExternalAuthorization"]);
     }
 }
+
+#[test]
+fn a_borrowed_uuid_hurts_nobody_of_another_account() {
+    let with_uuid = |name: &str, account: &str, ip: &str| {
+        let mut pod = pod(name, account, &[ip]);
+        pod["metadata"]["labels"]["osm-proxy-uuid"] = json!("shared");
+        pod
+    };
+    let sidecar =
+        |account: &str| SidecarIdentity { uuid: "shared".to_owned(), service: ServiceIdentity::new("shop", account) };
+    let owner = with_uuid("owner-0", "owner", "10.0.1.1");
+    let borrower = with_uuid("borrower-0", "borrower", "10.0.1.2");
+    let world = shop(&[owner.clone(), borrower]);
+    for account in ["owner", "borrower"] {
+        let workload = world.mesh.workload_of(&sidecar(account)).unwrap();
+        assert_eq!(workload.pod.name, format!("{account}-0"));
+    }
+    assert!(world.mesh.workload_of(&sidecar("web")).is_none());
+
+    let world = shop(&[owner, with_uuid("owner-1", "owner", "10.0.1.3")]);
+    assert!(world.mesh.workload_of(&sidecar("owner")).is_none(), "the two can't be told apart");
+    let said = world.said();
+    for name in ["owner-0", "owner-1"] {
+        assert!(said.contains(&format!("Pod {name} metadata.labels.osm-proxy-uuid")), "{said:?}");
+    }
+}

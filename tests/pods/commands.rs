@@ -9,7 +9,7 @@ use libtest_mimic::Trial;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::{tools, tools_folder, trial};
+use crate::{skipped, tools, tools_folder, trial};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -128,6 +128,30 @@ fn until<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
 fn shows_the_expected_picture(data_plane: &str) {
     let place = Place::new();
     let output = place.output(&["demo", "--once", "-o", "json", "--data-plane", data_plane]);
+    assert_expected_picture(&place, &output);
+}
+
+/// The user `nobody` has no subordinate ids: everything runs under one user id, sidecars are told by their mark.
+fn needs_no_root() {
+    const NOBODY: u32 = 65534;
+    let place = Place::new();
+    let programs = ["oxmesh", "oxmesh-controller", "oxmesh-iptables-init", "oxmesh-proxy"];
+    for name in programs {
+        fs::copy(tools().find(name).expect("built"), place.path().join(name)).expect("copied");
+    }
+    std::os::unix::fs::chown(place.path(), Some(NOBODY), Some(NOBODY)).expect("given away");
+    let mut command = Command::new("setpriv");
+    command
+        .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
+        .arg(place.path().join("oxmesh"))
+        .args(["demo", "--once", "-o", "json"])
+        .envs([("TMPDIR", place.path()), ("HOME", place.path())])
+        .current_dir(place.path())
+        .stdin(Stdio::null());
+    assert_expected_picture(&place, &command.output().expect("setpriv runs"));
+}
+
+fn assert_expected_picture(place: &Place, output: &Output) {
     let errors = String::from_utf8_lossy(&output.stderr);
     let picture: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {errors}"));
     assert!(output.status.success(), "{picture:#}\n{errors}");
@@ -229,6 +253,19 @@ fn runs_programs_that_find_each_other(data_plane: &str) {
     assert!(none.status.code() == Some(1) && words.contains("default/web"), "{words}");
 }
 
+/// A test that gives root up, and needs a kernel that lets every user have namespaces.
+fn rootless(name: &str, programs: &[&str], test: impl FnOnce() + Send + 'static) -> Trial {
+    let probe = Command::new("setpriv")
+        .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
+        .args(["unshare", "--user", "--map-root-user", "--net", "--mount", "true"])
+        .output();
+    match probe {
+        Ok(output) if output.status.success() => trial(name, programs, test),
+        Ok(output) => skipped(name, String::from_utf8_lossy(&output.stderr).trim()),
+        Err(error) => skipped(name, &format!("setpriv: {error}")),
+    }
+}
+
 /// A test of one kind of sidecar.
 type Test = fn(&str);
 
@@ -236,9 +273,12 @@ pub(crate) fn trials() -> Vec<Trial> {
     let ours = ["oxmesh", "oxmesh-controller", "oxmesh-iptables-init", "oxmesh-proxy"];
     let envoy = ["oxmesh", "oxmesh-controller", "oxmesh-iptables-init", "envoy"];
     let both = [&ours[..], &["envoy"]].concat();
-    let mut trials = vec![trial("demo_with_both_data_planes_shows_the_expected_picture", &both, || {
-        shows_the_expected_picture("mixed");
-    })];
+    let mut trials = vec![
+        trial("demo_with_both_data_planes_shows_the_expected_picture", &both, || {
+            shows_the_expected_picture("mixed");
+        }),
+        rootless("demo_needs_no_root", &ours, needs_no_root),
+    ];
     let planes: [(&'static str, &[&str]); 2] = [("oxmesh", &ours), ("envoy", &envoy)];
     for (plane, needs) in planes {
         let tests: [(&str, Test); 4] = [

@@ -55,7 +55,7 @@ pub struct Mesh {
     config: Config,
     trust_domain: String,
     workloads: BTreeMap<Key, Workload>,
-    by_uuid: BTreeMap<String, Key>,
+    sidecars: BTreeMap<(String, ServiceIdentity), Key>,
     services: BTreeMap<Key, Service>,
     services_of_pod: BTreeMap<Key, Vec<Key>>,
     access: access::AccessPolicies,
@@ -85,7 +85,7 @@ impl Mesh {
         let in_mesh = namespaces(objects, settings);
         let workloads: BTreeMap<Key, Workload> =
             objects.pods.values().filter_map(Workload::of).map(|w| (w.pod.clone(), w)).collect();
-        let by_uuid = by_uuid(&workloads, &in_mesh, &mut findings);
+        let sidecars = sidecars(&workloads, &in_mesh, &mut findings);
         let service::Services { services, of_pod } = service::services(objects, &workloads, &in_mesh, &mut findings);
         let groups = http_match::RouteGroups::new(&objects.http_route_groups, &mut findings);
         let access = access::access(objects, &groups, &workloads, config.permissive, &mut findings);
@@ -100,7 +100,7 @@ impl Mesh {
             config,
             trust_domain: settings.trust_domain.clone(),
             workloads,
-            by_uuid,
+            sidecars,
             services,
             services_of_pod: of_pod,
             access,
@@ -139,8 +139,8 @@ impl Mesh {
     /// be in the mesh.
     #[must_use]
     pub fn workload_of(&self, proxy: &SidecarIdentity) -> Option<&Workload> {
-        let workload = self.workloads.get(self.by_uuid.get(&proxy.uuid)?)?;
-        (workload.identity == proxy.service).then_some(workload)
+        let pod = self.sidecars.get(&(proxy.uuid.clone(), proxy.service.clone()))?;
+        self.workloads.get(pod)
     }
 
     /// All services, in the mesh or not, by namespace and name.
@@ -279,32 +279,33 @@ fn namespaces(objects: &Objects, settings: &Settings) -> BTreeSet<String> {
     labelled.map(|(key, _)| key.name.clone()).collect()
 }
 
-/// Sidecars by uuid. Two pods with one uuid could take each other's place, so neither is served.
-fn by_uuid(
+/// Pods by what their sidecars' certificates name. A pod may label itself with a uuid that it has seen elsewhere: that
+/// touches nobody but pods of its own service account, of which none is served while two carry the same uuid.
+fn sidecars(
     workloads: &BTreeMap<Key, Workload>,
     in_mesh: &BTreeSet<String>,
     findings: &mut Vec<Finding>,
-) -> BTreeMap<String, Key> {
-    let mut pods: BTreeMap<&str, Vec<&Key>> = BTreeMap::new();
+) -> BTreeMap<(String, ServiceIdentity), Key> {
+    let mut pods: BTreeMap<(String, ServiceIdentity), Vec<&Key>> = BTreeMap::new();
     for workload in workloads.values().filter(|w| in_mesh.contains(&w.pod.namespace)) {
         if let Some(uuid) = &workload.uuid {
-            pods.entry(uuid).or_default().push(&workload.pod);
+            pods.entry((uuid.clone(), workload.identity.clone())).or_default().push(&workload.pod);
         }
     }
-    let mut by_uuid = BTreeMap::new();
-    for (uuid, pods) in pods {
+    let mut sidecars = BTreeMap::new();
+    for (sidecar, pods) in pods {
         if let [pod] = pods.as_slice() {
-            by_uuid.insert(uuid.to_owned(), (*pod).clone());
+            sidecars.insert(sidecar, (*pod).clone());
             continue;
         }
         for pod in pods {
             About::new("Pod", pod, findings).error(
                 format!("metadata.labels.{PROXY_UUID_LABEL}"),
-                format!("another pod has the uuid {uuid} too; neither is served"),
+                format!("another pod of its service account has the uuid {} too; neither is served", sidecar.0),
             );
         }
     }
-    by_uuid
+    sidecars
 }
 
 /// Policies in namespaces that are no part of the mesh.

@@ -72,6 +72,13 @@ pub struct ProxyReport {
     pub(super) service: ServiceIdentity,
 }
 
+impl ProxyReport {
+    /// Whether this is a stream of `proxy`. The uuid alone doesn't tell: pods choose their labels.
+    fn is_of(&self, proxy: &SidecarIdentity) -> bool {
+        self.uuid == proxy.uuid && self.service == proxy.service
+    }
+}
+
 /// Shared by all streams.
 pub struct Hub {
     view: watch::Receiver<Arc<dyn View>>,
@@ -153,7 +160,7 @@ impl Hub {
     pub(super) fn enter(&self, report: ProxyReport, proxy: &SidecarIdentity) -> Result<(u64, Accepted), Full> {
         let limit = self.view.borrow().max_proxies();
         let mut proxies = self.proxies.lock();
-        let own = proxies.streams.values().filter(|other| other.uuid == proxy.uuid).count();
+        let own = proxies.streams.values().filter(|other| other.is_of(proxy)).count();
         let full = if own >= MAX_STREAMS_PER_PROXY {
             Some(Full::Proxy)
         } else {
@@ -186,7 +193,7 @@ impl Hub {
         let mut proxies = self.proxies.lock();
         proxies.streams.remove(&id);
         self.metrics.set("osm_proxy_connect_count", &[], as_f64(proxies.streams.len()));
-        if !proxies.streams.values().any(|other| other.uuid == proxy.uuid) {
+        if !proxies.streams.values().any(|other| other.is_of(proxy)) {
             self.metrics.forget("proxy_uuid", &proxy.uuid);
         }
         match accepted {
