@@ -91,7 +91,7 @@ async fn metrics(State(shared): State<Arc<Shared>>) -> impl IntoResponse {
         metrics.set("oxmesh_cert_first_expiry_seconds", &[], left(end));
     }
     let report = shared.report.load();
-    metrics.set("oxmesh_objects", &[], as_f64(report.objects as u64));
+    metrics.set("oxmesh_objects", &[], as_f64(report.snapshot.objects.len() as u64));
     for severity in [Severity::NoEffect, Severity::Warning, Severity::Error] {
         let count = report.findings.iter().filter(|f| f.severity == severity).count();
         metrics.set("oxmesh_findings", &[("severity", &severity.to_string())], as_f64(count as u64));

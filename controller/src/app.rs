@@ -22,24 +22,52 @@ use tracing::{error, info, warn};
 use crate::admin;
 use crate::bootstrap::controller_name;
 use crate::error::StartError;
-use crate::identity::{Ca, Issuer, Policy};
+use crate::identity::{Ca, Issuer, Policy, ca_secret};
 use crate::lint::{self, Finding};
 use crate::mesh::{Built, Mesh};
 use crate::metrics::Metrics;
 use crate::settings::Settings;
-use crate::source::{Snapshot, watch_folders};
+use crate::source::{Snapshot, watch_cluster, watch_folders};
 use crate::xds::World;
 use crate::xds::server::{self, Hub, ServerTls, View};
+
+/// Where the objects come from.
+#[derive(Clone)]
+pub enum Source {
+    /// Folders of manifests, watched.
+    Folders(Vec<PathBuf>),
+    /// An API server, watched.
+    Kubernetes(kube::Client),
+}
+
+/// Who signs the mesh's certificates.
+#[derive(Clone)]
+pub enum Authority {
+    /// The built-in authority, kept in this directory; made at the first start.
+    State(PathBuf),
+    /// A certificate and its key, both PEM.
+    Files {
+        /// The certificate.
+        cert: PathBuf,
+        /// Its key, PKCS #8.
+        key: PathBuf,
+    },
+    /// The built-in authority, kept in a Secret of the control plane's namespace; made if there is none.
+    Secret {
+        /// How to reach the API server.
+        client: kube::Client,
+        /// The Secret's name. OSM's is `osm-ca-bundle`.
+        name: String,
+    },
+}
 
 /// What a control plane is started with.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Folders of manifests.
-    pub folders: Vec<PathBuf>,
-    /// Where the built-in authority is kept, or is made.
-    pub state: PathBuf,
-    /// An authority's certificate and key, instead of the built-in one.
-    pub ca_files: Option<(PathBuf, PathBuf)>,
+    /// Where the objects come from.
+    pub source: Source,
+    /// Who signs the mesh's certificates.
+    pub authority: Authority,
     /// Where ADS listens. OSM's port is 15128.
     pub xds_address: SocketAddr,
     /// Where health, metrics and debug pages are. OSM's port is 9091.
@@ -81,8 +109,28 @@ pub(crate) struct Shared {
 /// What is known about the objects now.
 #[derive(Debug, Default)]
 pub(crate) struct Report {
-    pub(crate) objects: usize,
+    /// The objects in force.
+    pub(crate) snapshot: Arc<Snapshot>,
     pub(crate) findings: Vec<Finding>,
+}
+
+impl std::fmt::Debug for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Folders(folders) => f.debug_tuple("Folders").field(folders).finish(),
+            Self::Kubernetes(_) => f.write_str("Kubernetes"),
+        }
+    }
+}
+
+impl std::fmt::Debug for Authority {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::State(dir) => f.debug_tuple("State").field(dir).finish(),
+            Self::Files { cert, key } => f.debug_struct("Files").field("cert", cert).field("key", key).finish(),
+            Self::Secret { name, .. } => f.debug_tuple("Secret").field(name).finish(),
+        }
+    }
 }
 
 impl std::fmt::Debug for Shared {
@@ -97,12 +145,15 @@ impl App {
     /// # Errors
     /// [`StartError`] if the authority, a folder or an address isn't usable.
     pub async fn start(options: Options) -> Result<Self, StartError> {
-        for path in &options.folders {
-            std::fs::read_dir(path).map_err(|source| StartError::Folder { path: path.clone(), source })?;
+        if let Source::Folders(folders) = &options.source {
+            for path in folders {
+                std::fs::read_dir(path).map_err(|source| StartError::Folder { path: path.clone(), source })?;
+            }
         }
         let xds = listen("ADS", "--xds-addr", options.xds_address).await?;
         let admin = listen("the admin interface", "--admin-addr", options.admin_address).await?;
-        let shared = Arc::new(Shared::new(&options)?);
+        let ca = authority(&options).await?;
+        let shared = Arc::new(Shared::new(&options, ca)?);
         let stop = CancellationToken::new();
         let address = |listener: &TcpListener, wanted| listener.local_addr().unwrap_or(wanted);
         let mut app = Self {
@@ -112,8 +163,11 @@ impl App {
             stop: stop.clone(),
             tasks: JoinSet::new(),
         };
-        info!(xds = %app.xds_address, admin = %app.admin_address, folders = ?options.folders, "control plane starts");
-        let snapshots = watch_folders(options.folders, options.settings.service_cidr, stop.clone());
+        info!(xds = %app.xds_address, admin = %app.admin_address, source = ?options.source, "control plane starts");
+        let snapshots = match options.source {
+            Source::Folders(folders) => watch_folders(folders, options.settings.service_cidr, stop.clone()),
+            Source::Kubernetes(client) => watch_cluster(client, options.settings, stop.clone()),
+        };
         app.tasks.spawn(until(stop.clone(), follow(Arc::clone(&shared), snapshots, options.spiffe)));
         app.tasks.spawn(until(stop.clone(), rotate(Arc::clone(&shared))));
         app.tasks.spawn(serve_ads(Arc::clone(&shared), xds, stop.clone()));
@@ -171,13 +225,19 @@ async fn listen(what: &'static str, flag: &'static str, address: SocketAddr) -> 
     TcpListener::bind(address).await.map_err(|source| StartError::Listen { what, address, flag, source })
 }
 
+async fn authority(options: &Options) -> Result<Ca, StartError> {
+    Ok(match &options.authority {
+        Authority::State(dir) => Ca::open_or_create(dir)?,
+        Authority::Files { cert, key } => Ca::from_files(cert, key)?,
+        Authority::Secret { client, name } => {
+            ca_secret::open_or_create(client, &options.settings.osm_namespace, name).await?
+        }
+    })
+}
+
 impl Shared {
-    fn new(options: &Options) -> Result<Self, StartError> {
+    fn new(options: &Options, ca: Ca) -> Result<Self, StartError> {
         let settings = options.settings.clone();
-        let ca = match &options.ca_files {
-            Some((cert, key)) => Ca::from_files(cert, key)?,
-            None => Ca::open_or_create(&options.state)?,
-        };
         let ca = Arc::new(ca);
         let policy = Policy { spiffe: options.spiffe, ..Policy::new(&settings.trust_domain) };
         let issuer = Arc::new(Issuer::new(Arc::clone(&ca), policy));
@@ -251,7 +311,7 @@ async fn take(shared: &Shared, snapshot: Arc<Snapshot>, spiffe: bool) {
     let findings = lint::all(&snapshot, &findings);
     say(&findings, &shared.report.load().findings);
     shared.metrics.count("oxmesh_mesh_generation", &[]);
-    shared.report.store(Arc::new(Report { objects: snapshot.objects.len(), findings }));
+    shared.report.store(Arc::new(Report { snapshot, findings }));
     shared.issuer.set_policy(Policy {
         spiffe,
         validity: mesh.config().service_cert_validity,

@@ -9,6 +9,7 @@ pub mod app;
 pub mod bootstrap;
 pub mod error;
 pub mod identity;
+pub mod kubernetes;
 pub mod lint;
 pub mod mesh;
 pub mod metrics;

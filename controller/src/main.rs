@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
-use clap::{Parser, ValueEnum};
+use clap::{ArgGroup, Parser, ValueEnum};
 use ipnet::Ipv4Net;
-use oxmesh_controller::app::{App, Options};
+use oxmesh_controller::app::{App, Authority, Options, Source};
+use oxmesh_controller::kubernetes;
 use oxmesh_controller::lint::lint;
 use oxmesh_controller::settings::Settings;
 use tokio::signal::unix::{SignalKind, signal};
@@ -16,15 +17,24 @@ use tracing_subscriber::EnvFilter;
 
 /// The control plane of oxmesh: reads Kubernetes objects, tells proxies what to do over xDS.
 #[derive(Debug, Parser)]
-#[command(name = "oxmesh-controller", version)]
+#[command(name = "oxmesh-controller", version, group = ArgGroup::new("source").required(true))]
 struct Arguments {
     /// A folder of manifests (YAML or JSON, also below it), watched for changes. May be repeated.
-    #[arg(long, required = true, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", group = "source")]
     folder: Vec<PathBuf>,
+    /// Watch the API server of the cluster that this runs in, or that --kubeconfig names.
+    #[arg(long, group = "source")]
+    kubernetes: bool,
+    /// How to reach the API server from outside the cluster.
+    #[arg(long, value_name = "FILE", requires = "kubernetes")]
+    kubeconfig: Option<PathBuf>,
+    /// The Secret that keeps the certificate authority (ca.crt, private.key); made if there is none.
+    #[arg(long, value_name = "NAME", requires = "kubernetes", default_value = "osm-ca-bundle")]
+    ca_secret: String,
     /// Only read the folders and say what is wrong. Exit code 2 if something asked for does not count.
-    #[arg(long, visible_alias = "check")]
+    #[arg(long, visible_alias = "check", conflicts_with = "kubernetes")]
     validate_only: bool,
-    /// Where the built-in certificate authority is kept; made at the first start.
+    /// Where the built-in certificate authority is kept; made at the first start. In a cluster see --ca-secret.
     #[arg(long, value_name = "DIR", default_value = "/var/lib/oxmesh", env = "OXMESH_STATE")]
     state: PathBuf,
     /// An authority's certificate to use instead of the built-in one (PEM).
@@ -103,10 +113,20 @@ fn check(folders: &[PathBuf], settings: &Settings) -> ExitCode {
 
 async fn run(arguments: Arguments, settings: Settings) -> anyhow::Result<()> {
     log(arguments.log_level, arguments.log_format);
+    let (source, client) = if arguments.kubernetes {
+        let client = kubernetes::connect(arguments.kubeconfig.as_deref()).await?;
+        (Source::Kubernetes(client.clone()), Some(client))
+    } else {
+        (Source::Folders(arguments.folder), None)
+    };
+    let authority = match (arguments.ca_cert.zip(arguments.ca_key), client) {
+        (Some((cert, key)), _) => Authority::Files { cert, key },
+        (None, Some(client)) => Authority::Secret { client, name: arguments.ca_secret },
+        (None, None) => Authority::State(arguments.state),
+    };
     let app = App::start(Options {
-        folders: arguments.folder,
-        state: arguments.state,
-        ca_files: arguments.ca_cert.zip(arguments.ca_key),
+        source,
+        authority,
         xds_address: arguments.xds_addr,
         admin_address: arguments.admin_addr,
         xds_names: arguments.xds_name,

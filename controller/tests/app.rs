@@ -11,7 +11,7 @@ use envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::Secret;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::secret::Type as SecretType;
 use envoy_types::pb::envoy::service::discovery::v3::DiscoveryResponse;
-use oxmesh_controller::app::{App, Options};
+use oxmesh_controller::app::{App, Authority, Options, Source};
 use oxmesh_controller::settings::Settings;
 use oxmesh_controller::xds::Kind;
 use plane::{Plane, Whole, delta, mesh_config, pod, shop, sidecar};
@@ -168,9 +168,8 @@ async fn what_keeps_it_from_starting_is_said_in_words() {
     let dir = tempfile::tempdir().unwrap();
     let any = ([127, 0, 0, 1], 0).into();
     let options = Options {
-        folders: vec![dir.path().join("absent")],
-        state: dir.path().join("state"),
-        ca_files: None,
+        source: Source::Folders(vec![dir.path().join("absent")]),
+        authority: Authority::State(dir.path().join("state")),
         xds_address: any,
         admin_address: any,
         xds_names: vec![],
@@ -181,7 +180,7 @@ async fn what_keeps_it_from_starting_is_said_in_words() {
     let error = App::start(options.clone()).await.unwrap_err().to_string();
     assert!(error.contains("absent can't be read"), "{error}");
 
-    let good = Options { folders: vec![dir.path().to_owned()], ..options };
+    let good = Options { source: Source::Folders(vec![dir.path().to_owned()]), ..options };
     let app = App::start(good.clone()).await.unwrap();
     let taken = Options { admin_address: app.admin_address(), ..good.clone() };
     let error = App::start(taken).await.unwrap_err().to_string();

@@ -65,10 +65,22 @@ pub enum CaError {
     /// A file's content is not what it should be.
     #[error("{}: {reason}", path.display())]
     Content {
-        /// The file.
+        /// The file, or the Secret and the key in it.
         path: PathBuf,
         /// What is wrong with it.
         reason: String,
+    },
+    /// The API server did not give or take the Secret.
+    #[error("{what} Secret {secret}: {source}{hint}")]
+    Api {
+        /// What was tried.
+        what: &'static str,
+        /// The Secret's namespace and name.
+        secret: String,
+        /// What the API server said.
+        source: Box<kube::Error>,
+        /// What to do, if that is known; begins with a blank.
+        hint: &'static str,
     },
     /// Key and certificate are not a pair.
     #[error("the key {} does not belong to the certificate {}", key.display(), cert.display())]
@@ -139,6 +151,19 @@ impl Ca {
     pub fn from_files(cert: &Path, key: &Path) -> Result<Self, CaError> {
         let pair = read_key(key)?;
         let cert_pem = fs::read_to_string(cert).map_err(io_error("read", cert))?;
+        Self::of(cert, cert_pem, key, pair)
+    }
+
+    /// Opens an authority whose certificate and key are at hand; `cert` and `key` say in errors where they stand.
+    ///
+    /// # Errors
+    /// [`CaError`] if one of them can't be read or they don't fit each other.
+    pub(super) fn from_pem(cert: &Path, cert_pem: String, key: &Path, key_pem: &str) -> Result<Self, CaError> {
+        let pair = parse_key(key, key_pem)?;
+        Self::of(cert, cert_pem, key, pair)
+    }
+
+    fn of(cert: &Path, cert_pem: String, key: &Path, pair: KeyPair) -> Result<Self, CaError> {
         let cert_der = only_certificate(cert, &cert_pem)?;
         let not_after = check_certificate(cert, key, &cert_der, &pair)?;
         let issuer = Issuer::from_ca_cert_der(&cert_der, pair)
@@ -217,6 +242,15 @@ fn leaf_params(
     Ok(params)
 }
 
+/// A new authority: its certificate and its key, both PEM.
+///
+/// # Errors
+/// [`CaError::Sign`] if the system has no randomness.
+pub(super) fn new_authority() -> Result<(String, String), CaError> {
+    let pair = new_key_pair("root")?;
+    Ok((new_root(&pair)?, pair.serialize_pem()))
+}
+
 fn new_root(pair: &KeyPair) -> Result<String, CaError> {
     let now = whole_seconds(SystemTime::now());
     let mut params = CertificateParams::default();
@@ -248,7 +282,11 @@ fn read_key(path: &Path) -> Result<KeyPair, CaError> {
         return Err(CaError::KeyMode { path: path.to_owned(), mode });
     }
     let pem = fs::read_to_string(path).map_err(io_error("read", path))?;
-    KeyPair::from_pem(&pem).map_err(|e| content(path, format!("not a PKCS #8 private key: {e}")))
+    parse_key(path, &pem)
+}
+
+fn parse_key(path: &Path, pem: &str) -> Result<KeyPair, CaError> {
+    KeyPair::from_pem(pem).map_err(|e| content(path, format!("not a PKCS #8 private key: {e}")))
 }
 
 fn only_certificate(path: &Path, pem: &str) -> Result<CertificateDer<'static>, CaError> {

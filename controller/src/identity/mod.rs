@@ -4,6 +4,7 @@
 //! Owns no policy: who may talk to whom is the mesh's business. Private keys are never logged.
 
 pub mod ca;
+pub mod ca_secret;
 pub mod issuer;
 pub mod leaf;
 pub mod name;

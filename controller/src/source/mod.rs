@@ -4,6 +4,7 @@
 mod dir;
 mod document;
 mod files;
+mod kube;
 mod watch;
 
 use std::collections::BTreeMap;
@@ -12,6 +13,7 @@ use std::path::PathBuf;
 use crate::api::{Key, Objects};
 use crate::lint::Finding;
 
+pub use self::kube::watch_cluster;
 pub use dir::Folder;
 pub use watch::watch_folders;
 

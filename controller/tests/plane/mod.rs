@@ -15,7 +15,7 @@ use envoy_types::pb::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
 };
 use hyper_util::rt::TokioIo;
-use oxmesh_controller::app::{App, Options};
+use oxmesh_controller::app::{App, Authority, Options, Source};
 use oxmesh_controller::bootstrap;
 use oxmesh_controller::identity::{ServiceIdentity, SidecarIdentity};
 use oxmesh_controller::settings::Settings;
@@ -94,9 +94,8 @@ impl Plane {
 async fn start(dir: &Path) -> App {
     let any = SocketAddr::from(([127, 0, 0, 1], 0));
     let app = App::start(Options {
-        folders: vec![dir.join("objects")],
-        state: dir.join("state"),
-        ca_files: None,
+        source: Source::Folders(vec![dir.join("objects")]),
+        authority: Authority::State(dir.join("state")),
         xds_address: any,
         admin_address: any,
         xds_names: vec![],
