@@ -5,7 +5,7 @@ CARGO ?= cargo
 # Where `make bench` writes its tables and plots.
 REPORT ?= target/report
 
-.PHONY: help demo test unit system fuzz lint fmt deny doc bench image clean tools
+.PHONY: help demo test unit system fuzz lint fmt deny doc bench image clean tools crds
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -38,6 +38,10 @@ bench: ## paired measurements against real Envoy (and nginx, HAProxy); report in
 
 image: ## the three small images, by docker, podman or buildah
 	@tests/tools/image.sh
+
+crds: ## write the chart's custom resource definitions anew
+	$(CARGO) run --locked -q -p oxmesh-controller -- --crds > charts/oxmesh/crds/oxmesh.yaml.new
+	mv charts/oxmesh/crds/oxmesh.yaml.new charts/oxmesh/crds/oxmesh.yaml
 
 clean: ## remove build output
 	$(CARGO) clean

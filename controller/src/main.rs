@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::{ArgGroup, Parser, ValueEnum};
 use ipnet::Ipv4Net;
+use oxmesh_controller::api::crds_yaml;
 use oxmesh_controller::app::{App, Authority, Options, Source};
 use oxmesh_controller::kubernetes;
 use oxmesh_controller::lint::lint;
@@ -25,6 +26,9 @@ struct Arguments {
     /// Watch the API server of the cluster that this runs in, or that --kubeconfig names.
     #[arg(long, group = "source")]
     kubernetes: bool,
+    /// Print the custom resource definitions as YAML, and nothing else.
+    #[arg(long, exclusive = true, group = "source")]
+    crds: bool,
     /// How to reach the API server from outside the cluster.
     #[arg(long, value_name = "FILE", requires = "kubernetes")]
     kubeconfig: Option<PathBuf>,
@@ -86,6 +90,10 @@ enum LogFormat {
 
 fn main() -> anyhow::Result<ExitCode> {
     let arguments = Arguments::parse();
+    if arguments.crds {
+        print!("{}", crds_yaml().context("write the definitions")?);
+        return Ok(ExitCode::SUCCESS);
+    }
     let settings = Settings {
         mesh_name: arguments.mesh_name.clone(),
         trust_domain: arguments.trust_domain.clone(),

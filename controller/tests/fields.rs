@@ -292,6 +292,50 @@ fn objects_at(document: &Value, path: &str, pointer: &str) -> Vec<(String, Strin
     }
 }
 
+/// The API server drops what the definition of a kind doesn't know; so it must know what the parser knows.
+#[test]
+fn the_definitions_know_every_field() {
+    for (document, _) in full() {
+        let kind = document["kind"].as_str().unwrap();
+        let version = document["apiVersion"].as_str().unwrap().rsplit_once('/').unwrap().1;
+        let crd = api::crds().into_iter().find(|crd| crd.spec.names.kind == kind).unwrap();
+        let versions = crd.spec.versions.iter().filter(|v| v.storage || v.name == version);
+        let mut seen = 0;
+        for version in versions {
+            let schema = json!(version.schema.as_ref().unwrap().open_api_v3_schema);
+            let mut unknown = Vec::new();
+            pruned(&document["spec"], &schema["properties"]["spec"], "spec", &mut unknown);
+            assert!(unknown.is_empty(), "{kind} {}: {unknown:?}", version.name);
+            seen += 1;
+        }
+        assert!(seen > 0, "{kind} {version}");
+    }
+}
+
+/// Paths that a structural schema does not know.
+fn pruned(value: &Value, schema: &Value, path: &str, unknown: &mut Vec<String>) {
+    match value {
+        Value::Object(map) => {
+            for (name, value) in map {
+                let path = format!("{path}.{name}");
+                match schema["properties"].get(name).or_else(|| schema.get("additionalProperties")) {
+                    Some(schema) => pruned(value, schema, &path, unknown),
+                    None => unknown.push(path),
+                }
+            }
+        }
+        Value::Array(list) => list.iter().for_each(|value| pruned(value, &schema["items"], path, unknown)),
+        _ => {}
+    }
+}
+
+#[test]
+fn the_chart_has_the_definitions_of_now() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../charts/oxmesh/crds/oxmesh.yaml");
+    let chart = std::fs::read_to_string(path).unwrap();
+    assert!(chart == api::crds_yaml().unwrap(), "run `make crds`");
+}
+
 #[test]
 fn all_kinds_of_the_mesh_are_here() {
     let kinds: BTreeSet<String> = full().iter().map(|(d, _)| d["kind"].as_str().unwrap().to_owned()).collect();

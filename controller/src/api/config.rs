@@ -4,17 +4,27 @@
 //! the defaults are applied in one place, `mesh::settings`.
 
 use k8s_openapi::api::core::v1::{ResourceRequirements, SecretReference};
+use kube::CustomResource;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{PolicyStatus, custom_kind};
-
-custom_kind!(
-    /// The mesh-wide settings; the object named `osm-mesh-config` in the control plane's namespace counts.
-    MeshConfig, MeshConfigSpec, PolicyStatus
-);
+use super::PolicyStatus;
 
 /// Settings by area.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, CustomResource, JsonSchema)]
+#[kube(
+    group = "config.openservicemesh.io",
+    version = "v1alpha2",
+    kind = "MeshConfig",
+    plural = "meshconfigs",
+    shortname = "meshconfig",
+    namespaced,
+    status = "PolicyStatus",
+    doc = "The mesh-wide settings; the object named `osm-mesh-config` in the control plane's namespace counts.",
+    derive = "Default",
+    derive = "PartialEq",
+    printcolumn(name = "Status", type_ = "string", json_path = ".status.currentStatus")
+)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct MeshConfigSpec {
     /// The proxy in each pod.
@@ -30,7 +40,7 @@ pub struct MeshConfigSpec {
 }
 
 /// The proxy in each pod.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct SidecarSpec {
     /// Runs the init container privileged.
@@ -62,7 +72,7 @@ pub struct SidecarSpec {
 }
 
 /// What traffic is captured and allowed.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct TrafficSpec {
     /// Lets everything that matches no service leave the mesh.
@@ -86,7 +96,7 @@ pub struct TrafficSpec {
 }
 
 /// An outside authorization service (Envoy's gRPC ext_authz).
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct ExternalAuthzSpec {
     /// Turns it on.
@@ -104,7 +114,7 @@ pub struct ExternalAuthzSpec {
 }
 
 /// Logs, debug server, tracing.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct ObservabilitySpec {
     /// Log level of the control plane.
@@ -116,7 +126,7 @@ pub struct ObservabilitySpec {
 }
 
 /// Tracing by the proxies (Zipkin).
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct TracingSpec {
     /// Turns it on.
@@ -130,7 +140,7 @@ pub struct TracingSpec {
 }
 
 /// Life and keys of workload certificates.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct CertificateSpec {
     /// Life of a workload's certificate, such as `24h`.
@@ -142,7 +152,7 @@ pub struct CertificateSpec {
 }
 
 /// Certificate for an ingress gateway, kept in a Secret.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct IngressGatewayCertSpec {
     /// Names in the certificate.
@@ -157,7 +167,7 @@ pub struct IngressGatewayCertSpec {
 }
 
 /// Optional features.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct FeatureFlags {
     /// Workload metrics of each request (`osm_request_total`, ...).

@@ -1,16 +1,26 @@
 //! `Egress` (policy.openservicemesh.io/v1alpha1): which workloads may reach what outside the mesh.
 
+use kube::CustomResource;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{KindRef, LocalRef, PolicyStatus, custom_kind};
-
-custom_kind!(
-    /// Lets the sources reach hosts or address ranges outside the mesh.
-    Egress, EgressSpec, PolicyStatus
-);
+use super::{KindRef, LocalRef, PolicyStatus};
 
 /// Who may reach what.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, CustomResource, JsonSchema)]
+#[kube(
+    group = "policy.openservicemesh.io",
+    version = "v1alpha1",
+    kind = "Egress",
+    plural = "egresses",
+    shortname = "egress",
+    namespaced,
+    status = "PolicyStatus",
+    doc = "Lets the sources reach hosts or address ranges outside the mesh.",
+    derive = "Default",
+    derive = "PartialEq",
+    printcolumn(name = "Status", type_ = "string", json_path = ".status.currentStatus")
+)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct EgressSpec {
     /// ServiceAccounts that may.
@@ -29,7 +39,7 @@ pub struct EgressSpec {
 }
 
 /// A port and its protocol.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct PortSpec {
     /// Port number.

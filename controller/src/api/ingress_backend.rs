@@ -1,16 +1,26 @@
 //! `IngressBackend` (policy.openservicemesh.io/v1alpha1): opens a service to clients outside the mesh.
 
+use kube::CustomResource;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{KindRef, LocalRef, PolicyStatus, PortSpec, custom_kind};
-
-custom_kind!(
-    /// Opens services of its namespace to the sources.
-    IngressBackend, IngressBackendSpec, PolicyStatus
-);
+use super::{KindRef, LocalRef, PolicyStatus, PortSpec};
 
 /// Which services, to whom.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, CustomResource, JsonSchema)]
+#[kube(
+    group = "policy.openservicemesh.io",
+    version = "v1alpha1",
+    kind = "IngressBackend",
+    plural = "ingressbackends",
+    shortname = "ingressbackend",
+    namespaced,
+    status = "PolicyStatus",
+    doc = "Opens services of its namespace to the sources.",
+    derive = "Default",
+    derive = "PartialEq",
+    printcolumn(name = "Status", type_ = "string", json_path = ".status.currentStatus")
+)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct IngressBackendSpec {
     /// The services that are opened.
@@ -23,7 +33,7 @@ pub struct IngressBackendSpec {
 }
 
 /// One service that is opened.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct BackendSpec {
     /// Name of the service.
@@ -36,7 +46,7 @@ pub struct BackendSpec {
 }
 
 /// TLS towards ingress clients.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TlsSpec {
     /// Takes clients without a certificate.

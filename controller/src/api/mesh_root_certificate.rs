@@ -1,17 +1,27 @@
 //! `MeshRootCertificate` (config.openservicemesh.io/v1alpha2): who signs the mesh's certificates.
 
 use k8s_openapi::api::core::v1::SecretReference;
+use kube::CustomResource;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::custom_kind;
-
-custom_kind!(
-    /// One root of trust and the part it plays now; rotation is two of them changing parts.
-    MeshRootCertificate, MeshRootCertificateSpec, MeshRootCertificateStatus
-);
+use super::PolicyStatus;
 
 /// A root of trust.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, CustomResource, JsonSchema)]
+#[kube(
+    group = "config.openservicemesh.io",
+    version = "v1alpha2",
+    kind = "MeshRootCertificate",
+    plural = "meshrootcertificates",
+    shortname = "mrc",
+    namespaced,
+    status = "PolicyStatus",
+    doc = "One root of trust and the part it plays now; rotation is two of them changing parts.",
+    derive = "Default",
+    derive = "PartialEq",
+    printcolumn(name = "Status", type_ = "string", json_path = ".status.currentStatus")
+)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct MeshRootCertificateSpec {
     /// Last part of identities; default `cluster.local`.
@@ -28,7 +38,7 @@ pub struct MeshRootCertificateSpec {
 }
 
 /// Exactly one of the providers.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ProviderSpec {
     /// cert-manager signs.
@@ -43,7 +53,7 @@ pub struct ProviderSpec {
 }
 
 /// cert-manager's issuer.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct CertManagerProviderSpec {
     /// Name of the issuer.
@@ -55,7 +65,7 @@ pub struct CertManagerProviderSpec {
 }
 
 /// Vault's address and credentials.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct VaultProviderSpec {
     /// Host name.
@@ -71,7 +81,7 @@ pub struct VaultProviderSpec {
 }
 
 /// Where Vault's token is kept.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct VaultTokenSpec {
     /// The Secret and the key in it.
@@ -79,7 +89,7 @@ pub struct VaultTokenSpec {
 }
 
 /// A key in a Secret.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct SecretKeyReferenceSpec {
     /// Name of the Secret.
@@ -91,7 +101,7 @@ pub struct SecretKeyReferenceSpec {
 }
 
 /// The built-in authority.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TresorProviderSpec {
     /// Its root.
@@ -99,21 +109,9 @@ pub struct TresorProviderSpec {
 }
 
 /// The built-in authority's root.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TresorCaSpec {
     /// The Secret with `ca.crt` and `private.key`.
     pub secret_ref: SecretReference,
-}
-
-/// What the controller did with it.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct MeshRootCertificateStatus {
-    /// State in one word.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub state: Option<String>,
-    /// Conditions as free form: never read as input.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub conditions: Vec<serde_json::Value>,
 }

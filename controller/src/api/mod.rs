@@ -5,6 +5,7 @@
 //! Nothing here judges meaning (is the service there, is the duration valid): that is [`crate::mesh`]'s part.
 
 mod config;
+mod crd;
 mod egress;
 mod extension_service;
 mod ingress_backend;
@@ -17,6 +18,7 @@ mod telemetry;
 mod upstream_traffic_setting;
 
 pub use config::*;
+pub use crd::{crds, crds_yaml};
 pub use egress::*;
 pub use extension_service::*;
 pub use ingress_backend::*;
@@ -36,30 +38,10 @@ pub mod core {
     pub use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 }
 
-/// Declares a custom kind: its `metadata`, `spec` and, where the CRD has one, `status`.
-macro_rules! custom_kind {
-    ($(#[$doc:meta])* $name:ident, $spec:ty, $status:ty) => {
-        $(#[$doc])*
-        #[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
-        #[serde(deny_unknown_fields)]
-        pub struct $name {
-            /// Name, namespace, labels, annotations.
-            #[serde(default)]
-            pub metadata: crate::api::core::ObjectMeta,
-            /// What is asked for.
-            #[serde(default)]
-            pub spec: $spec,
-            /// What a controller answered; never read as input.
-            #[serde(default, skip_serializing_if = "Option::is_none")]
-            pub status: Option<$status>,
-        }
-    };
-}
-pub(crate) use custom_kind;
-
-/// Status of the kinds for which OSM's controller reports one (IngressBackend, UpstreamTrafficSetting, ...).
-#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+/// What the controller answers to an object; never read as input.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-preserve-unknown-fields" = true))]
 pub struct PolicyStatus {
     /// `committed`, `error` or `pending`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -70,7 +52,7 @@ pub struct PolicyStatus {
 }
 
 /// A reference to an object of a named kind: OSM's `{kind, name, namespace}`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct KindRef {
     /// The kind, such as `ServiceAccount` or `Service`.
@@ -83,7 +65,7 @@ pub struct KindRef {
 }
 
 /// A reference to an object in the same namespace: Kubernetes' `TypedLocalObjectReference`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct LocalRef {
     /// API group and version as OSM's users write it, such as `specs.smi-spec.io/v1alpha4`.

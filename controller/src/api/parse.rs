@@ -177,6 +177,8 @@ impl At {
         wrap: fn(Box<T>) -> Object,
     ) -> Result<Object, ParseError> {
         self.version(supported)?;
+        self.parts(&document)?;
+        let document = with_spec(document);
         Ok(wrap(Box::new(self.typed(&document)?)))
     }
 
@@ -185,7 +187,7 @@ impl At {
         if self.api_version == "split.smi-spec.io/v1alpha2" && document["spec"].get("matches").is_some() {
             return Err(self.field("spec.matches".into(), "needs split.smi-spec.io/v1alpha4".into()));
         }
-        self.custom("split.smi-spec.io/v1alpha4 split.smi-spec.io/v1alpha2", document, Object::TrafficSplit)
+        self.custom(SPLITS, document, Object::TrafficSplit)
     }
 
     fn version(&self, supported: &'static str) -> Result<(), ParseError> {
@@ -200,6 +202,15 @@ impl At {
         })
     }
 
+    /// The derived types pass over what stands beside `spec`.
+    fn parts(&self, document: &Value) -> Result<(), ParseError> {
+        let unknown = |name: &&String| !PARTS.contains(&name.as_str());
+        match document.as_object().and_then(|parts| parts.keys().find(unknown)) {
+            Some(name) => Err(self.field(name.clone(), format!("unknown field `{name}`, expected one of {PARTS:?}"))),
+            None => Ok(()),
+        }
+    }
+
     fn typed<T: DeserializeOwned>(&self, document: &Value) -> Result<T, ParseError> {
         serde_path_to_error::deserialize(document).map_err(|e| {
             let path = e.path().to_string();
@@ -210,6 +221,14 @@ impl At {
     fn field(&self, path: String, reason: String) -> ParseError {
         ParseError::Field { kind: self.kind.clone(), name: self.name.clone(), path, reason }
     }
+}
+
+/// An object without `spec` asks for the defaults.
+fn with_spec(mut document: Value) -> Value {
+    if let Some(parts) = document.as_object_mut() {
+        parts.entry("spec").or_insert_with(|| Value::Object(serde_json::Map::new()));
+    }
+    document
 }
 
 fn text(value: Option<Value>) -> Option<String> {
@@ -248,11 +267,14 @@ fn missing_paths(document: &Value, kept: &Value, path: &str, missing: &mut Vec<S
     }
 }
 
+/// The parts of an object besides `apiVersion` and `kind`.
+const PARTS: [&str; 3] = ["metadata", "spec", "status"];
 const CONFIG: &str = "config.openservicemesh.io";
 const CONFIG_V1ALPHA2: &str = "config.openservicemesh.io/v1alpha2";
 const CONFIG_BOTH: &str = "config.openservicemesh.io/v1alpha2 config.openservicemesh.io/v1alpha1";
 const POLICY: &str = "policy.openservicemesh.io";
 const POLICY_V1ALPHA1: &str = "policy.openservicemesh.io/v1alpha1";
+const SPLITS: &str = "split.smi-spec.io/v1alpha4 split.smi-spec.io/v1alpha3 split.smi-spec.io/v1alpha2";
 const SPECS: &str = "specs.smi-spec.io/v1alpha4";
 
 #[cfg(test)]

@@ -1,16 +1,26 @@
 //! `Retry` (policy.openservicemesh.io/v1alpha1): when a source tries a request again.
 
+use kube::CustomResource;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{KindRef, PolicyStatus, custom_kind};
-
-custom_kind!(
-    /// Retries of requests from one ServiceAccount to some services.
-    Retry, RetrySpec, PolicyStatus
-);
+use super::{KindRef, PolicyStatus};
 
 /// Who retries, to whom, when.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, CustomResource, JsonSchema)]
+#[kube(
+    group = "policy.openservicemesh.io",
+    version = "v1alpha1",
+    kind = "Retry",
+    plural = "retries",
+    shortname = "retry",
+    namespaced,
+    status = "PolicyStatus",
+    doc = "Retries of requests from one ServiceAccount to some services.",
+    derive = "Default",
+    derive = "PartialEq",
+    printcolumn(name = "Status", type_ = "string", json_path = ".status.currentStatus")
+)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RetrySpec {
     /// The ServiceAccount that retries.
@@ -22,7 +32,7 @@ pub struct RetrySpec {
 }
 
 /// When and how often.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RetryPolicySpec {
     /// Envoy's words, separated by commas, such as `5xx,connect-failure`.

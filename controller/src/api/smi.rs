@@ -3,17 +3,27 @@
 
 use std::collections::BTreeMap;
 
+use kube::CustomResource;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{PolicyStatus, custom_kind};
-
-custom_kind!(
-    /// Lets sources call a destination, if a rule matches. Targets only ever add up.
-    TrafficTarget, TrafficTargetSpec, PolicyStatus
-);
+use super::PolicyStatus;
 
 /// Who may call whom, how.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, CustomResource, JsonSchema)]
+#[kube(
+    group = "access.smi-spec.io",
+    version = "v1alpha3",
+    kind = "TrafficTarget",
+    plural = "traffictargets",
+    shortname = "tt",
+    namespaced,
+    status = "PolicyStatus",
+    doc = "Lets sources call a destination, if a rule matches. Targets only ever add up.",
+    derive = "Default",
+    derive = "PartialEq",
+    printcolumn(name = "Status", type_ = "string", json_path = ".status.currentStatus")
+)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TrafficTargetSpec {
     /// Who is called.
@@ -27,7 +37,7 @@ pub struct TrafficTargetSpec {
 }
 
 /// An identity: a ServiceAccount.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct IdentityRef {
     /// `ServiceAccount`.
@@ -40,7 +50,7 @@ pub struct IdentityRef {
 }
 
 /// A reference to a route object of the same namespace.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TrafficTargetRule {
     /// `HTTPRouteGroup`, `TCPRoute` or `UDPRoute`.
@@ -52,13 +62,21 @@ pub struct TrafficTargetRule {
     pub matches: Option<Vec<String>>,
 }
 
-custom_kind!(
-    /// HTTP requests, described.
-    HTTPRouteGroup, HttpRouteGroupSpec, PolicyStatus
-);
-
 /// Descriptions of requests; any of them.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, CustomResource, JsonSchema)]
+#[kube(
+    group = "specs.smi-spec.io",
+    version = "v1alpha4",
+    kind = "HTTPRouteGroup",
+    plural = "httproutegroups",
+    shortname = "htr",
+    namespaced,
+    status = "PolicyStatus",
+    doc = "HTTP requests, described.",
+    derive = "Default",
+    derive = "PartialEq",
+    printcolumn(name = "Status", type_ = "string", json_path = ".status.currentStatus")
+)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct HttpRouteGroupSpec {
     /// The descriptions.
@@ -67,7 +85,7 @@ pub struct HttpRouteGroupSpec {
 }
 
 /// One description: path and method and headers.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct HttpMatch {
     /// Name by which TrafficTargets choose it.
@@ -80,11 +98,12 @@ pub struct HttpMatch {
     pub path_regex: Option<String>,
     /// Regular expressions for headers, all of which must match.
     #[serde(default, skip_serializing_if = "HttpHeaders::is_empty")]
+    #[schemars(with = "Vec<BTreeMap<String, String>>")]
     pub headers: HttpHeaders,
 }
 
 /// Headers as SMI v1alpha4 has them, a list of single maps, or as one map.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub enum HttpHeaders {
     /// `[{"user-agent": ".*"}, ...]`
@@ -117,13 +136,21 @@ impl HttpHeaders {
     }
 }
 
-custom_kind!(
-    /// TCP connections, described.
-    TCPRoute, TcpRouteSpec, PolicyStatus
-);
-
 /// Descriptions of connections.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, CustomResource, JsonSchema)]
+#[kube(
+    group = "specs.smi-spec.io",
+    version = "v1alpha4",
+    kind = "TCPRoute",
+    plural = "tcproutes",
+    shortname = "tr",
+    namespaced,
+    status = "PolicyStatus",
+    doc = "TCP connections, described.",
+    derive = "Default",
+    derive = "PartialEq",
+    printcolumn(name = "Status", type_ = "string", json_path = ".status.currentStatus")
+)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TcpRouteSpec {
     /// The description.
@@ -132,7 +159,7 @@ pub struct TcpRouteSpec {
 }
 
 /// Ports.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct PortMatches {
     /// Name of the description.
@@ -143,13 +170,21 @@ pub struct PortMatches {
     pub ports: Vec<u16>,
 }
 
-custom_kind!(
-    /// UDP packets, described. The mesh carries no UDP.
-    UDPRoute, UdpRouteSpec, PolicyStatus
-);
-
 /// Descriptions of packets.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, CustomResource, JsonSchema)]
+#[kube(
+    group = "specs.smi-spec.io",
+    version = "v1alpha4",
+    kind = "UDPRoute",
+    plural = "udproutes",
+    shortname = "ur",
+    namespaced,
+    status = "PolicyStatus",
+    doc = "UDP packets, described. The mesh carries no UDP.",
+    derive = "Default",
+    derive = "PartialEq",
+    printcolumn(name = "Status", type_ = "string", json_path = ".status.currentStatus")
+)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct UdpRouteSpec {
     /// The description.
@@ -157,13 +192,27 @@ pub struct UdpRouteSpec {
     pub matches: PortMatches,
 }
 
-custom_kind!(
-    /// Splits the traffic of one service over several.
-    TrafficSplit, TrafficSplitSpec, PolicyStatus
-);
-
 /// The root and its backends.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, CustomResource, JsonSchema)]
+#[kube(
+    group = "split.smi-spec.io",
+    version = "v1alpha2",
+    kind = "TrafficSplit",
+    plural = "trafficsplits",
+    shortname = "ts",
+    namespaced,
+    status = "PolicyStatus",
+    doc = "Splits the traffic of one service over several.",
+    derive = "Default",
+    derive = "PartialEq",
+    printcolumn(
+        name = "Service",
+        type_ = "string",
+        json_path = ".spec.service",
+        description = "The root of this split."
+    ),
+    printcolumn(name = "Status", type_ = "string", json_path = ".status.currentStatus")
+)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TrafficSplitSpec {
     /// The root: the service that clients address, as `name`, `name.namespace` or its FQDN.
@@ -177,7 +226,7 @@ pub struct TrafficSplitSpec {
 }
 
 /// One share.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TrafficSplitBackend {
     /// The service.

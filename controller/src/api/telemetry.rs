@@ -2,17 +2,27 @@
 
 use std::collections::BTreeMap;
 
+use kube::CustomResource;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{PolicyStatus, custom_kind};
-
-custom_kind!(
-    /// Telemetry of the workloads that the selector takes in its namespace; in the control plane's namespace, of all.
-    Telemetry, TelemetrySpec, PolicyStatus
-);
+use super::PolicyStatus;
 
 /// Which workloads, what telemetry.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, CustomResource, JsonSchema)]
+#[kube(
+    group = "policy.openservicemesh.io",
+    version = "v1alpha1",
+    kind = "Telemetry",
+    plural = "telemetries",
+    shortname = "telemetry",
+    namespaced,
+    status = "PolicyStatus",
+    doc = "Telemetry of the workloads that the selector takes in its namespace; in the control plane's namespace, of all.",
+    derive = "Default",
+    derive = "PartialEq",
+    printcolumn(name = "Status", type_ = "string", json_path = ".status.currentStatus")
+)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TelemetrySpec {
     /// Labels that a pod must have; empty takes all.
@@ -24,7 +34,7 @@ pub struct TelemetrySpec {
 }
 
 /// The access log.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct AccessLogSpec {
     /// Envoy's format string, or a JSON object of such strings.
@@ -36,7 +46,7 @@ pub struct AccessLogSpec {
 }
 
 /// Where and with which attributes the log is sent.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct OpenTelemetrySpec {
     /// The collector.
@@ -47,7 +57,7 @@ pub struct OpenTelemetrySpec {
 }
 
 /// An ExtensionService.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ExtensionServiceRef {
     /// Its name.

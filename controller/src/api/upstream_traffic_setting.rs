@@ -1,16 +1,26 @@
 //! `UpstreamTrafficSetting` (policy.openservicemesh.io/v1alpha1): limits on the way to one service.
 
+use kube::CustomResource;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{PolicyStatus, custom_kind};
-
-custom_kind!(
-    /// Connection and rate limits of one service.
-    UpstreamTrafficSetting, UpstreamTrafficSettingSpec, PolicyStatus
-);
+use super::PolicyStatus;
 
 /// Limits of one service.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, CustomResource, JsonSchema)]
+#[kube(
+    group = "policy.openservicemesh.io",
+    version = "v1alpha1",
+    kind = "UpstreamTrafficSetting",
+    plural = "upstreamtrafficsettings",
+    shortname = "upstreamtrafficsetting",
+    namespaced,
+    status = "PolicyStatus",
+    doc = "Connection and rate limits of one service.",
+    derive = "Default",
+    derive = "PartialEq",
+    printcolumn(name = "Status", type_ = "string", json_path = ".status.currentStatus")
+)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct UpstreamTrafficSettingSpec {
     /// FQDN of the service, in the object's own namespace.
@@ -27,7 +37,7 @@ pub struct UpstreamTrafficSettingSpec {
 }
 
 /// Limits that clients keep.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ConnectionSettingsSpec {
     /// Of TCP, which HTTP shares.
@@ -39,7 +49,7 @@ pub struct ConnectionSettingsSpec {
 }
 
 /// TCP limits.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TcpConnectionSettings {
     /// Most connections; default 2^32-1.
@@ -51,7 +61,7 @@ pub struct TcpConnectionSettings {
 }
 
 /// HTTP limits.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct HttpConnectionSettings {
     /// Most requests at a time; default 2^32-1.
@@ -69,7 +79,7 @@ pub struct HttpConnectionSettings {
 }
 
 /// Rate limits.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RateLimitSpec {
     /// Kept by each proxy alone.
@@ -81,7 +91,7 @@ pub struct RateLimitSpec {
 }
 
 /// Rate limits kept by each proxy alone.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct LocalRateLimitSpec {
     /// Of connections.
@@ -93,7 +103,7 @@ pub struct LocalRateLimitSpec {
 }
 
 /// Rate of connections.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TcpLocalRateLimitSpec {
     /// Connections per unit.
@@ -106,7 +116,7 @@ pub struct TcpLocalRateLimitSpec {
 }
 
 /// Rate of requests.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct HttpLocalRateLimitSpec {
     /// Requests per unit.
@@ -125,7 +135,7 @@ pub struct HttpLocalRateLimitSpec {
 }
 
 /// A header.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct HttpHeaderValue {
     /// Name.
@@ -135,7 +145,7 @@ pub struct HttpHeaderValue {
 }
 
 /// Rate limits kept by a rate limit service.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct GlobalRateLimitSpec {
     /// Of connections.
@@ -147,7 +157,7 @@ pub struct GlobalRateLimitSpec {
 }
 
 /// Address of a rate limit service.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RateLimitServiceSpec {
     /// Host name.
@@ -157,7 +167,7 @@ pub struct RateLimitServiceSpec {
 }
 
 /// Limit of connections by a rate limit service.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TcpGlobalRateLimitSpec {
     /// The service.
@@ -175,7 +185,7 @@ pub struct TcpGlobalRateLimitSpec {
 }
 
 /// One question to the service.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TcpRateLimitDescriptor {
     /// Its parts.
@@ -183,7 +193,7 @@ pub struct TcpRateLimitDescriptor {
 }
 
 /// A key and a value.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TcpRateLimitDescriptorEntry {
     /// Key.
@@ -193,7 +203,7 @@ pub struct TcpRateLimitDescriptorEntry {
 }
 
 /// Limit of requests by a rate limit service.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct HttpGlobalRateLimitSpec {
     /// The service.
@@ -218,7 +228,7 @@ pub struct HttpGlobalRateLimitSpec {
 }
 
 /// One question to the service.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct HttpGlobalRateLimitDescriptor {
     /// Its parts.
@@ -226,7 +236,7 @@ pub struct HttpGlobalRateLimitDescriptor {
 }
 
 /// Exactly one of the ways to make an entry.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct HttpGlobalRateLimitDescriptorEntry {
     /// A constant.
@@ -244,7 +254,7 @@ pub struct HttpGlobalRateLimitDescriptorEntry {
 }
 
 /// A constant entry.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct GenericKeyDescriptorEntry {
     /// Value.
@@ -255,12 +265,12 @@ pub struct GenericKeyDescriptorEntry {
 }
 
 /// The client's address as an entry.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RemoteAddressDescriptorEntry {}
 
 /// A request header's value as an entry.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RequestHeaderDescriptorEntry {
     /// Header.
@@ -270,7 +280,7 @@ pub struct RequestHeaderDescriptorEntry {
 }
 
 /// A constant entry if headers match.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct HeaderValueMatchDescriptorEntry {
     /// Value.
@@ -286,7 +296,7 @@ pub struct HeaderValueMatchDescriptorEntry {
 }
 
 /// A header and one way to match it.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct HttpHeaderMatcher {
     /// Header.
@@ -312,7 +322,7 @@ pub struct HttpHeaderMatcher {
 }
 
 /// Limits of one HTTP path.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct HttpRouteSpec {
     /// The path's regular expression, letter for letter as the route has it.
@@ -323,7 +333,7 @@ pub struct HttpRouteSpec {
 }
 
 /// Rate limits of one path.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct HttpPerRouteRateLimitSpec {
     /// Kept by each proxy alone.
@@ -335,7 +345,7 @@ pub struct HttpPerRouteRateLimitSpec {
 }
 
 /// What is asked for one path.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct HttpGlobalPerRouteRateLimitSpec {
     /// The questions.

@@ -325,7 +325,7 @@ mod tests {
         for (i, spec) in specs.iter().enumerate() {
             let mut spec = spec.clone();
             spec["sources"] = json!([{"kind": "ServiceAccount", "name": "client", "namespace": "apps"}]);
-            let object = serde_json::from_value(json!({"spec": spec})).unwrap();
+            let object = serde_json::from_value(json!({"metadata": {}, "spec": spec})).unwrap();
             objects.egresses.insert(Key::new("apps", format!("e{i}")), object);
         }
         let mut findings = Vec::new();

@@ -280,7 +280,7 @@ mod tests {
 
     fn built(spec: serde_json::Value) -> (Option<Limits>, Vec<Finding>) {
         let mut objects = Objects::default();
-        let object = serde_json::from_value(json!({"spec": spec})).unwrap();
+        let object = serde_json::from_value(json!({"metadata": {}, "spec": spec})).unwrap();
         objects.upstream_traffic_settings.insert(Key::new("apps", "u"), object);
         let mut findings = Vec::new();
         let limits = limits(&objects, &BTreeMap::new(), &BTreeSet::new(), &mut findings);
