@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use crate::api::{Key, ParseError};
 pub use crate::mesh::Severity;
 use crate::mesh::{self, Mesh};
 use crate::settings::Settings;
@@ -42,14 +43,41 @@ fn severity<S: serde::Serializer>(severity: &Severity, serializer: S) -> Result<
 impl Finding {
     /// A finding about a file as a whole.
     pub(crate) fn about_file(file: &Path, severity: Severity, message: impl Into<String>) -> Self {
-        Self {
-            file: Some(file.to_owned()),
-            document: None,
-            object: None,
-            field: None,
-            severity,
-            message: message.into(),
+        Self { file: Some(file.to_owned()), ..Self::of_all(severity, message) }
+    }
+
+    /// Why something that should be an object does not count; `has_last_good` if an earlier version of it does.
+    pub(crate) fn refused(error: &ParseError, has_last_good: bool) -> Self {
+        let consequence = if has_last_good { LAST_GOOD } else { "" };
+        let finding = Self::of_all(Severity::Error, format!("{error}{consequence}"));
+        match error {
+            ParseError::NotAnObject(_) => finding,
+            ParseError::UnknownKind { .. } => Self { severity: Severity::NoEffect, ..finding },
+            ParseError::UnknownVersion { kind, name, api_version, supported } => Self {
+                object: Some(format!("{kind} {name}")),
+                field: Some("apiVersion".to_owned()),
+                message: format!("{api_version} is not supported, write it as {supported}{consequence}"),
+                ..finding
+            },
+            ParseError::Field { kind, name, path, reason } => Self {
+                object: Some(format!("{kind} {name}")),
+                field: Some(path.clone()),
+                message: format!("{reason}{consequence}"),
+                ..finding
+            },
         }
+    }
+
+    /// A finding about no file or object in particular.
+    pub(crate) fn of_all(severity: Severity, message: impl Into<String>) -> Self {
+        Self { file: None, document: None, object: None, field: None, severity, message: message.into() }
+    }
+
+    /// Kind and name of the object.
+    pub(crate) fn about(&self) -> Option<(&str, Key)> {
+        let (kind, name) = self.object.as_deref()?.split_once(' ')?;
+        let (namespace, name) = name.split_once('/').unwrap_or(("", name));
+        Some((kind, Key::new(namespace, name)))
     }
 
     /// What the mesh says about an object, with where the object stands.
@@ -69,6 +97,9 @@ impl Finding {
         self.severity == Severity::Error
     }
 }
+
+/// What is said of an object whose new version can't be understood.
+pub(crate) const LAST_GOOD: &str = " (what was read before stays in force)";
 
 /// `error: shop.yaml, document 2: TrafficTarget shop/a: spec.rules[0].kind: what is wrong`
 impl fmt::Display for Finding {

@@ -65,6 +65,45 @@ macro_rules! objects {
                 }
             }
 
+            /// Whether there is an object equal to `object`.
+            #[must_use]
+            pub fn holds(&self, object: &Object) -> bool {
+                match object {
+                    $(Object::$kind(o) => self.$field.get(&$key(&o.metadata)) == Some(&**o),)*
+                }
+            }
+
+            /// Takes out the object of this kind and name, and says whether there was one.
+            pub fn remove(&mut self, kind: &str, key: &Key) -> bool {
+                match kind {
+                    $($name => self.$field.remove(key).is_some(),)*
+                    _ => false,
+                }
+            }
+
+            /// Keeps the objects for which `keep` says so, by kind and name.
+            pub fn retain(&mut self, keep: impl Fn(&'static str, &Key) -> bool) {
+                $(self.$field.retain(|key, _| keep($name, key));)*
+            }
+
+            /// Names of all objects of a kind.
+            #[must_use]
+            pub fn names(&self, kind: &str) -> Vec<Key> {
+                match kind {
+                    $($name => self.$field.keys().cloned().collect(),)*
+                    _ => Vec::new(),
+                }
+            }
+
+            /// Whether there is an object of this kind and name.
+            #[must_use]
+            pub fn contains(&self, kind: &str, key: &Key) -> bool {
+                match kind {
+                    $($name => self.$field.contains_key(key),)*
+                    _ => false,
+                }
+            }
+
             /// How many objects there are of all kinds.
             #[must_use]
             pub fn len(&self) -> usize {

@@ -41,6 +41,7 @@ pub use split::Split;
 pub use telemetry::AccessLog;
 pub use workload::{PROXY_UUID_LABEL, Workload};
 
+use crate::api::core::Namespace;
 use crate::api::{Key, Objects};
 use crate::identity::{ServiceIdentity, SidecarIdentity};
 use crate::settings::Settings;
@@ -48,6 +49,18 @@ use finding::About;
 
 /// Label of the namespaces that are in a mesh; its value is the mesh's name.
 pub const MONITORED_BY_LABEL: &str = "openservicemesh.io/monitored-by";
+
+/// Label of the namespaces that are in no mesh, whatever else they are labelled.
+pub const IGNORE_LABEL: &str = "openservicemesh.io/ignore";
+
+/// Whether the mesh of this name watches over `namespace`.
+#[must_use]
+pub fn is_monitored(namespace: &Namespace, mesh_name: &str) -> bool {
+    let labels = namespace.metadata.labels.as_ref();
+    labels.is_some_and(|l| {
+        l.get(MONITORED_BY_LABEL).is_some_and(|name| name == mesh_name) && !l.contains_key(IGNORE_LABEL)
+    })
+}
 
 /// Everything that rendering needs to know, immutable.
 #[derive(Clone, Debug, Default)]
@@ -272,10 +285,7 @@ impl Mesh {
 
 /// The namespaces of the mesh.
 fn namespaces(objects: &Objects, settings: &Settings) -> BTreeSet<String> {
-    let labelled = objects.namespaces.iter().filter(|(_, namespace)| {
-        let labels = namespace.metadata.labels.as_ref();
-        labels.and_then(|l| l.get(MONITORED_BY_LABEL)).is_some_and(|name| *name == settings.mesh_name)
-    });
+    let labelled = objects.namespaces.iter().filter(|(_, namespace)| is_monitored(namespace, &settings.mesh_name));
     labelled.map(|(key, _)| key.name.clone()).collect()
 }
 

@@ -16,7 +16,7 @@ use super::document::{Document, documents};
 use super::files::{self, Found, Stamp};
 use super::{Origin, Snapshot};
 use crate::api::{Key, Object, ParseError, Parsed, parse};
-use crate::lint::{Finding, Severity};
+use crate::lint::{Finding, LAST_GOOD, Severity};
 use crate::mesh::cluster_ip;
 
 /// Folders that are read again and again.
@@ -257,7 +257,7 @@ impl File {
 }
 
 fn consequence(has_last_good: bool) -> &'static str {
-    if has_last_good { " (what was read before stays in force)" } else { "" }
+    if has_last_good { LAST_GOOD } else { "" }
 }
 
 fn unknown_field(path: &Path, number: usize, (kind, key): &(&'static str, Key), field: String) -> Finding {
@@ -272,25 +272,7 @@ fn unknown_field(path: &Path, number: usize, (kind, key): &(&'static str, Key), 
 }
 
 fn refused(path: &Path, number: usize, error: &ParseError, has_last_good: bool) -> Finding {
-    let consequence = consequence(has_last_good);
-    let finding = Finding::about_file(path, Severity::Error, format!("{error}{consequence}"));
-    let finding = Finding { document: Some(number), ..finding };
-    match error {
-        ParseError::NotAnObject(_) => finding,
-        ParseError::UnknownKind { .. } => Finding { severity: Severity::NoEffect, ..finding },
-        ParseError::UnknownVersion { kind, name, api_version, supported } => Finding {
-            object: Some(format!("{kind} {name}")),
-            field: Some("apiVersion".to_owned()),
-            message: format!("{api_version} is not supported, write it as {supported}{consequence}"),
-            ..finding
-        },
-        ParseError::Field { kind, name, path, reason } => Finding {
-            object: Some(format!("{kind} {name}")),
-            field: Some(path.clone()),
-            message: format!("{reason}{consequence}"),
-            ..finding
-        },
-    }
+    Finding { file: Some(path.to_owned()), document: Some(number), ..Finding::refused(error, has_last_good) }
 }
 
 fn name_of(error: &ParseError) -> Option<(&str, &str)> {

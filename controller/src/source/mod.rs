@@ -22,9 +22,9 @@ pub use watch::watch_folders;
 pub struct Snapshot {
     /// The objects in force.
     pub objects: Objects,
-    /// Where each object stands, by kind and name.
+    /// Where each object stands, by kind and name; objects of an API server stand nowhere else.
     pub origins: BTreeMap<(&'static str, Key), Origin>,
-    /// What the source has to say about files and documents.
+    /// What the source has to say.
     pub findings: Vec<Finding>,
 }
 
