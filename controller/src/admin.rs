@@ -90,7 +90,7 @@ async fn metrics(State(shared): State<Arc<Shared>>) -> impl IntoResponse {
     if let Some(end) = shared.issuer.first_expiry() {
         metrics.set("oxmesh_cert_first_expiry_seconds", &[], left(end));
     }
-    let report = shared.report.load();
+    let report = Arc::clone(&shared.report.borrow());
     metrics.set("oxmesh_objects", &[], as_f64(report.snapshot.objects.len() as u64));
     for severity in [Severity::NoEffect, Severity::Warning, Severity::Error] {
         let count = report.findings.iter().filter(|f| f.severity == severity).count();
@@ -105,7 +105,7 @@ async fn proxies(State(shared): State<Arc<Shared>>) -> Json<Value> {
 }
 
 async fn findings(State(shared): State<Arc<Shared>>) -> Json<Value> {
-    Json(json!(shared.report.load().findings))
+    Json(json!(shared.report.borrow().findings))
 }
 
 /// The services of the mesh with the addresses that clients dial.

@@ -10,7 +10,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
-use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -23,6 +22,7 @@ use crate::admin;
 use crate::bootstrap::controller_name;
 use crate::error::StartError;
 use crate::identity::{Ca, Issuer, Policy, ca_secret};
+use crate::kubernetes;
 use crate::lint::{self, Finding};
 use crate::mesh::{Built, Mesh};
 use crate::metrics::Metrics;
@@ -99,7 +99,9 @@ pub(crate) struct Shared {
     pub(crate) tls: Arc<ServerTls>,
     pub(crate) hub: Arc<Hub>,
     pub(crate) metrics: Arc<Metrics>,
-    pub(crate) report: ArcSwap<Report>,
+    pub(crate) report: watch::Sender<Arc<Report>>,
+    /// Whether this replica is the one that writes what only one may write. Never in folder mode.
+    pub(crate) leader: watch::Sender<bool>,
     pub(crate) synced: watch::Sender<bool>,
     pub(crate) serving: AtomicBool,
     world: Mutex<Arc<World>>,
@@ -166,7 +168,11 @@ impl App {
         info!(xds = %app.xds_address, admin = %app.admin_address, source = ?options.source, "control plane starts");
         let snapshots = match options.source {
             Source::Folders(folders) => watch_folders(folders, options.settings.service_cidr, stop.clone()),
-            Source::Kubernetes(client) => watch_cluster(client, options.settings, stop.clone()),
+            Source::Kubernetes(client) => {
+                let duties = kubernetes::duties(client.clone(), Arc::clone(&shared), stop.clone());
+                app.tasks.spawn(duties);
+                watch_cluster(client, options.settings, stop.clone())
+            }
         };
         app.tasks.spawn(until(stop.clone(), follow(Arc::clone(&shared), snapshots, options.spiffe)));
         app.tasks.spawn(until(stop.clone(), rotate(Arc::clone(&shared))));
@@ -192,7 +198,7 @@ impl App {
 
     /// What there is to say about the objects now.
     pub fn findings(&self) -> Vec<Finding> {
-        self.shared.report.load().findings.clone()
+        self.shared.report.borrow().findings.clone()
     }
 
     /// The connected proxies and how they take what they are sent.
@@ -259,7 +265,8 @@ impl Shared {
             tls: Arc::new(tls),
             hub,
             metrics,
-            report: ArcSwap::default(),
+            report: watch::Sender::default(),
+            leader: watch::Sender::new(false),
             synced: watch::Sender::new(false),
             serving: AtomicBool::new(false),
             world: Mutex::new(world),
@@ -309,9 +316,9 @@ async fn take(shared: &Shared, snapshot: Arc<Snapshot>, spiffe: bool) {
         return;
     };
     let findings = lint::all(&snapshot, &findings);
-    say(&findings, &shared.report.load().findings);
+    say(&findings, &shared.report.borrow().findings);
     shared.metrics.count("oxmesh_mesh_generation", &[]);
-    shared.report.store(Arc::new(Report { snapshot, findings }));
+    shared.report.send_replace(Arc::new(Report { snapshot, findings }));
     shared.issuer.set_policy(Policy {
         spiffe,
         validity: mesh.config().service_cert_validity,

@@ -8,6 +8,7 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
     JSONSchemaPropsOrBool, ValidationRule,
 };
 use kube::CustomResourceExt as _;
+use kube::api::ApiResource;
 
 use super::{
     Egress, ExtensionService, HTTPRouteGroup, IngressBackend, MeshConfig, MeshRootCertificate, Retry, TCPRoute,
@@ -41,6 +42,26 @@ pub fn crds() -> Vec<CustomResourceDefinition> {
         }
     }
     all
+}
+
+/// The custom kinds, each in a version that clusters with OSM's own definitions serve too.
+#[must_use]
+pub fn custom_resources() -> [ApiResource; 13] {
+    [
+        ApiResource::erase::<TrafficTarget>(&()),
+        ApiResource::erase::<ExtensionService>(&()),
+        ApiResource::erase::<MeshConfig>(&()),
+        ApiResource::erase::<MeshRootCertificate>(&()),
+        ApiResource::erase::<Egress>(&()),
+        ApiResource::erase::<IngressBackend>(&()),
+        ApiResource::erase::<Retry>(&()),
+        ApiResource::erase::<Telemetry>(&()),
+        ApiResource::erase::<UpstreamTrafficSetting>(&()),
+        ApiResource::erase::<HTTPRouteGroup>(&()),
+        ApiResource::erase::<TCPRoute>(&()),
+        ApiResource::erase::<UDPRoute>(&()),
+        ApiResource::erase::<TrafficSplit>(&()),
+    ]
 }
 
 /// The definitions as one YAML file, as the chart has it.

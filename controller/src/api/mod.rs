@@ -18,7 +18,7 @@ mod telemetry;
 mod upstream_traffic_setting;
 
 pub use config::*;
-pub use crd::{crds, crds_yaml};
+pub use crd::{crds, crds_yaml, custom_resources};
 pub use egress::*;
 pub use extension_service::*;
 pub use ingress_backend::*;

@@ -95,6 +95,15 @@ macro_rules! objects {
                 }
             }
 
+            /// The metadata of the object of this kind and name.
+            #[must_use]
+            pub fn metadata(&self, kind: &str, key: &Key) -> Option<&ObjectMeta> {
+                match kind {
+                    $($name => self.$field.get(key).map(|object| &object.metadata),)*
+                    _ => None,
+                }
+            }
+
             /// Whether there is an object of this kind and name.
             #[must_use]
             pub fn contains(&self, kind: &str, key: &Key) -> bool {

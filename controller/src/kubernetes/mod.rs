@@ -1,10 +1,22 @@
 //! The control plane as a workload of a cluster: how it reaches the API server, and what it writes there.
+//!
+//! Only the replica that holds the lease writes: the MeshConfig of a new mesh, and what there is to say about objects.
+//! Nothing that proxies need hangs on it.
+
+mod events;
+mod leader;
+mod preset;
+mod status;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use kube::config::{InClusterError, KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::{Client, Config};
+use tokio_util::sync::CancellationToken;
+
+use crate::app::Shared;
 
 /// Why there is no client of the API server.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +54,20 @@ pub async fn connect(kubeconfig: Option<&Path>) -> Result<Client, ConnectError> 
 
 async fn from_file(path: &Path) -> Result<Config, KubeconfigError> {
     Config::from_custom_kubeconfig(Kubeconfig::read_from(path)?, &KubeConfigOptions::default()).await
+}
+
+/// Holds the lease, if it can be had, and does what its holder does, until stopped; then gives it back.
+pub(crate) async fn duties(client: Client, shared: Arc<Shared>, stop: CancellationToken) {
+    let namespace = shared.settings.osm_namespace.clone();
+    let lead = leader::lead(client.clone(), &namespace, &shared.leader, stop.clone());
+    let write = async {
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = preset::make(&client, &shared) => {}
+            () = status::report(&client, &shared) => {}
+        }
+    };
+    tokio::join!(lead, write);
 }
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);

@@ -213,7 +213,11 @@ impl Place {
             rest => ("", rest),
         };
         Self {
-            list: format!("/{}/{}", group.join("/"), rest[0]),
+            list: format!(
+                "/{}/{}",
+                group.join("/").replace("split.smi-spec.io/v1alpha4", "split.smi-spec.io/v1alpha2"),
+                rest[0]
+            ),
             namespace: namespace.to_owned(),
             name: rest.get(1).map(|name| (*name).to_owned()),
         }

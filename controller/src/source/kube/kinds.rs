@@ -12,10 +12,7 @@ use tokio::task::JoinSet;
 use super::slim;
 use super::watch::{News, Taken, key, watch};
 use crate::api::core::{EndpointSlice, Namespace, Pod, Service, ServiceAccount};
-use crate::api::{
-    Egress, ExtensionService, HTTPRouteGroup, IngressBackend, MeshConfig, MeshRootCertificate, Object, Retry, TCPRoute,
-    Telemetry, TrafficSplit, TrafficTarget, UDPRoute, UpstreamTrafficSetting, parse,
-};
+use crate::api::{Object, custom_resources, parse};
 
 /// All kinds that are watched.
 pub(super) const NAMES: &[&str] = &[
@@ -67,19 +64,9 @@ pub(super) fn watch_others(
     to.core("Service", |o: Service| taken(o, slim::service, Object::Service));
     to.core("EndpointSlice", |o: EndpointSlice| taken(o, slim::endpoint_slice, Object::EndpointSlice));
     to.core("Pod", |o: Pod| taken(o, slim::pod, Object::Pod));
-    to.custom::<MeshConfig>();
-    to.custom::<MeshRootCertificate>();
-    to.custom::<ExtensionService>();
-    to.custom::<Egress>();
-    to.custom::<IngressBackend>();
-    to.custom::<Retry>();
-    to.custom::<UpstreamTrafficSetting>();
-    to.custom::<Telemetry>();
-    to.custom::<TrafficTarget>();
-    to.custom::<HTTPRouteGroup>();
-    to.custom::<TCPRoute>();
-    to.custom::<UDPRoute>();
-    to.custom::<TrafficSplit>();
+    for resource in custom_resources() {
+        to.custom(&resource);
+    }
 }
 
 struct Starter<'a> {
@@ -99,10 +86,9 @@ impl Starter<'_> {
     }
 
     /// Custom kinds are taken as they come and parsed as strictly as those in files.
-    fn custom<K: Resource<DynamicType = ()>>(&mut self) {
-        let resource = ApiResource::erase::<K>(&());
+    fn custom(&mut self, resource: &ApiResource) {
         let Some(kind) = NAMES.iter().find(|name| **name == resource.kind).copied() else { return };
-        let api = Api::<DynamicObject>::all_with(self.client.clone(), &resource);
+        let api = Api::<DynamicObject>::all_with(self.client.clone(), resource);
         let version = written_as(kind, &resource.api_version);
         let take = move |object: DynamicObject| parsed(object, kind, &version);
         self.watches.spawn(watch(api, kind, take, self.news.clone(), self.generation.subscribe()));
