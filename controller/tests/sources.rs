@@ -235,6 +235,51 @@ async fn without_a_mesh_config_the_defaults_count_and_it_is_said() {
     w.until("the MeshConfig", |s| s.findings.is_empty()).await;
 }
 
+/// A pod as clusters have them, with all that the mesh doesn't read.
+fn big_pod(i: usize) -> Value {
+    let env: Vec<Value> =
+        (0..20).map(|e| json!({"name": format!("VARIABLE_{e}"), "value": "some value of some length"})).collect();
+    let name = format!("web-6d4cf56db6-{i:05}");
+    let container = json!({"name": "app", "image": "registry.example/team/app:v1.2.3", "env": env,
+        "ports": [{"name": "http", "containerPort": 8080, "protocol": "TCP"}],
+        "resources": {"limits": {"cpu": "1", "memory": "1Gi"}}, "volumeMounts": [{"name": "a", "mountPath": "/a"}],
+        "livenessProbe": {"httpGet": {"path": "/", "port": "http"}}});
+    json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "shop",
+            "labels": {"app": "web", "pod-template-hash": "6d4cf56db6", "osm-proxy-uuid": format!("7f4e0c5e-0000-4000-8000-{i:012}")},
+            "annotations": {"example.com/config": "x".repeat(500), "openservicemesh.io/sidecar-injection": "enabled"},
+            "ownerReferences": [{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "web-6d4cf56db6", "uid": "u", "controller": true}]},
+        "spec": {"serviceAccountName": "web", "nodeName": "node-1", "containers": [container, {"name": "envoy", "image": "proxy"}],
+            "tolerations": [{"key": "k", "operator": "Exists"}], "volumes": [{"name": "a", "emptyDir": {}}]},
+        "status": {"phase": "Running", "podIP": format!("10.1.{}.{}", i / 250, i % 250),
+            "podIPs": [{"ip": format!("10.1.{}.{}", i / 250, i % 250)}],
+            "conditions": [{"type": "Ready", "status": "True"}, {"type": "PodScheduled", "status": "True"}],
+            "containerStatuses": [{"name": "app", "image": "x", "imageID": "y", "ready": true, "restartCount": 0, "state": {}}]}})
+}
+
+fn resident_bytes() -> usize {
+    let pages: usize = fs::read_to_string("/proc/self/statm").unwrap().split(' ').nth(1).unwrap().parse().unwrap();
+    pages * 4096
+}
+
+/// Prints how much memory a watched pod takes; `docs/kubernetes.md` states it.
+#[tokio::test]
+#[ignore = "a measurement, alone in its process"]
+async fn memory_of_a_watched_pod() {
+    const PODS: usize = 20_000;
+    let server = ApiServer::default();
+    server.put(&namespace("shop"));
+    server.put(&mesh_config());
+    (0..PODS).for_each(|i| server.put(&big_pod(i)));
+    let before = resident_bytes();
+    let mut w = follow(server);
+    let snapshot = w.until("all pods", |s| s.objects.pods.len() == PODS).await;
+    let held = resident_bytes().saturating_sub(before);
+    println!("{} bytes a pod as it comes, {} kept", big_pod(1).to_string().len(), held / PODS);
+    let copies: Vec<_> = (0..4).map(|_| (*snapshot).clone()).collect();
+    let copied = resident_bytes().saturating_sub(before + held);
+    println!("{} bytes a pod in a further copy", copied / PODS / copies.len());
+}
+
 const TARGETS: &str = "/apis/access.smi-spec.io/v1alpha3/traffictargets";
 const SPLITS: &str = "/apis/split.smi-spec.io/v1alpha2/trafficsplits";
 const TELEMETRIES: &str = "/apis/policy.openservicemesh.io/v1alpha1/telemetries";

@@ -194,6 +194,7 @@ pub struct UdpRouteSpec {
 
 /// The root and its backends.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, CustomResource, JsonSchema)]
+#[expect(clippy::duplicated_attributes, reason = "one printcolumn is not another")]
 #[kube(
     group = "split.smi-spec.io",
     version = "v1alpha2",

@@ -187,7 +187,7 @@ impl Store {
                 monitored.contains_key(namespace_of(kind, key))
                     || (key.namespace == control && CONTROL_KINDS.contains(&kind))
             };
-            self.objects_mut().retain(&stays);
+            self.objects_mut().retain(stays);
             self.refused.retain(|(kind, key), _| stays(kind, key));
             self.monitored = monitored;
         }
