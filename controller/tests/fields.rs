@@ -6,7 +6,10 @@
 mod world;
 
 use std::collections::BTreeSet;
+use std::path::Path;
 
+use kube::Api;
+use kube::api::{DynamicObject, Patch, PatchParams, ValidationDirective};
 use oxmesh_controller::api::{self, Object};
 use oxmesh_controller::mesh::Finding;
 use oxmesh_controller::xds::Kind;
@@ -327,6 +330,53 @@ fn pruned(value: &Value, schema: &Value, path: &str, unknown: &mut Vec<String>) 
         Value::Array(list) => list.iter().for_each(|value| pruned(value, &schema["items"], path, unknown)),
         _ => {}
     }
+}
+
+/// A real API server takes every field and every example as written, and gives it back.
+#[tokio::test]
+#[ignore = "needs KUBECONFIG of a cluster with the definitions"]
+async fn the_api_server_keeps_every_field_and_takes_every_example() {
+    let client = kube::Client::try_default().await.unwrap();
+    let mut params = PatchParams::apply("oxmesh-test").dry_run();
+    params.field_validation = Some(ValidationDirective::Strict);
+    let mut seen = 0;
+    for mut document in full().into_iter().map(|(document, _)| document).chain(examples()) {
+        let text = |field: &str| document[field].as_str().unwrap().to_owned();
+        let (api_version, kind) = (text("apiVersion"), text("kind"));
+        let Some(mut resource) = api::custom_resources().into_iter().find(|r| r.kind == kind) else { continue };
+        let (group, version) = api_version.rsplit_once('/').unwrap();
+        assert_eq!(group, resource.group);
+        (resource.api_version, resource.version) = (api_version.clone(), version.to_owned());
+        document["metadata"]["namespace"] = json!("default");
+        let name = document["metadata"]["name"].as_str().unwrap().to_owned();
+        let objects: Api<DynamicObject> = Api::namespaced_with(client.clone(), "default", &resource);
+        let kept = objects.patch(&name, &params, &Patch::Apply(&document)).await;
+        let kept = kept.unwrap_or_else(|error| panic!("{kind} {name}: {error}"));
+        assert_eq!(kept.data["spec"], document["spec"], "{kind} {name}");
+        seen += 1;
+    }
+    println!("{seen} objects");
+    assert!(seen > 45, "{seen}");
+}
+
+/// All manifests of the demo and of the golden scenarios.
+fn examples() -> Vec<Value> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut files = Vec::new();
+    let mut folders = vec![root.join("../demo"), root.join("tests/data/osm-golden")];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|e| e == "yaml") {
+                files.push(path);
+            }
+        }
+    }
+    let texts = files.into_iter().map(|file| std::fs::read_to_string(file).unwrap());
+    let all: Vec<Value> = texts.flat_map(|text| serde_saphyr::from_multiple::<Value>(&text).unwrap()).collect();
+    all.into_iter().filter(|d| d["apiVersion"].is_string() && d["kind"].is_string()).collect()
 }
 
 #[test]
