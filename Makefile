@@ -5,7 +5,7 @@ CARGO ?= cargo
 # Where `make bench` writes its tables and plots.
 REPORT ?= target/report
 
-.PHONY: help demo test unit system fuzz lint fmt deny doc bench image clean tools crds
+.PHONY: help demo test unit system fuzz lint fmt deny doc bench image clean tools crds cluster cluster-down dockerfile
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -36,12 +36,24 @@ bench: ## paired measurements against real Envoy (and nginx, HAProxy); report in
 	$(CARGO) build --locked --release -p oxmesh-proxy -p oxmesh-bench
 	target/release/oxmesh-bench run --report $(REPORT) $(BENCH_ARGS)
 
-image: ## the three small images, by docker, podman or buildah
+image: ## the images as archives under target/images, straight from the build
 	@tests/tools/image.sh
 
 crds: ## write the chart's custom resource definitions anew
 	$(CARGO) run --locked -q -p oxmesh-controller -- --crds > charts/oxmesh/crds/oxmesh.yaml.new
 	mv charts/oxmesh/crds/oxmesh.yaml.new charts/oxmesh/crds/oxmesh.yaml
+
+dockerfile: ## the images of the Dockerfile, by docker, podman or buildah
+	@tests/tools/dockerfile.sh
+
+cluster: ## a real Kubernetes node with our images; leaves target/cluster/{kubectl,helm,exec,load}
+	@tests/tools/install.sh cluster
+	@PROFILE=$${PROFILE:-dev} tests/tools/image.sh test
+	@tests/cluster/cluster.sh up
+	@tests/cluster/cluster.sh images
+
+cluster-down: ## remove it without a trace
+	@tests/cluster/cluster.sh down
 
 clean: ## remove build output
 	$(CARGO) clean

@@ -3,6 +3,7 @@
 #   cluster.sh up          starts it, unless it runs; writes target/cluster/{kubectl,helm,exec,load}
 #   cluster.sh down        removes it: processes, mounts, network namespace, cgroups, state
 #   cluster.sh missing     says what it would need and isn't there; silent when nothing is
+#   cluster.sh images      loads the archives of target/images that have changed since they were last loaded
 #   cluster.sh restart P   stops the program P of the control plane (etcd, kube-apiserver, …) hard and starts it again
 # OXMESH_CLUSTER names it (default oxmesh-cluster): two of different names live side by side, with different OXMESH_CLUSTER_NET.
 set -euo pipefail
@@ -271,7 +272,7 @@ up() {
     remove # what a killed run has left
   fi
   mkdir -m 0755 "$state"
-  mkdir "$state"/{log,pid,run,pki,cni,kubelet}
+  mkdir "$state"/{log,loaded,pid,run,pki,cni,kubelet}
   echo "$checkout" > "$state/owner"
   trap 'remove' ERR EXIT
   network
@@ -338,8 +339,17 @@ restart() {
   launch "$program"
 }
 
+images() {
+  local archive
+  for archive in "$checkout"/target/images/*.tar; do
+    [[ "$state/loaded/${archive##*/}" -nt $archive ]] && continue
+    ctr images import "$archive" > /dev/null
+    touch "$state/loaded/${archive##*/}"
+  done
+}
+
 case ${1:-} in
-  up | down | missing) "$1" ;;
+  up | down | missing | images) "$1" ;;
   restart) restart "${2:-}" ;;
-  *) sed -n '2,7s/^# \?//p' "$0" >&2; exit 64 ;;
+  *) sed -n '2,8s/^# \?//p' "$0" >&2; exit 64 ;;
 esac

@@ -3,6 +3,7 @@
 //! What can't run here is ignored with a reason that begins with `SKIPPED:`, never counted as passed.
 
 pub mod alone;
+pub mod cluster;
 pub mod frames;
 pub mod load;
 pub mod mesh;
