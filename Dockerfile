@@ -15,11 +15,14 @@ COPY . .
 RUN cargo build --locked --profile "$PROFILE" --target-dir /build -p oxmesh-proxy -p oxmesh-controller -p oxmesh-iptables-init --bins \
  && install -D -t /out /build/*/oxmesh-proxy /build/*/oxmesh-controller /build/*/oxmesh-iptables-init \
  && strip --strip-debug /out/* \
+ && ln -s oxmesh-proxy /out/envoy \
  && install -d -m 0700 -o 65532 -g 65532 /state/oxmesh \
  && rm -rf /build
 
 FROM ${BASE} AS proxy
 COPY --from=build /out/oxmesh-proxy /usr/local/bin/oxmesh-proxy
+# The command of OSM's injector.
+COPY --from=build /out/envoy /usr/local/bin/envoy
 # The user whose traffic oxmesh-iptables-init lets pass.
 USER 1500:1500
 ENTRYPOINT ["/usr/local/bin/oxmesh-proxy"]

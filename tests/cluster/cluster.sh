@@ -48,7 +48,8 @@ start() { # start PROGRAM COMMAND…, remembered for `restart`
 launch() {
   local program=$1 words
   eval "words=($(< "$state/run/$program"))"
-  (cd "$state/pki" && exec setsid nsenter --net="/run/netns/$name" "${words[@]}") >> "$state/log/$program" 2>&1 < /dev/null 9>&- &
+  cd "$state/pki" # by which `running` knows its own
+  setsid nsenter --net="/run/netns/$name" "${words[@]}" >> "$state/log/$program" 2>&1 < /dev/null 9>&- &
   echo $! > "$state/pid/$program"
 }
 wait_for() { # wait_for PROGRAM COMMAND…: until it succeeds, within a minute

@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
-use oxmesh_tests::{cluster::Cluster, eventually};
+use oxmesh_tests::{
+    cluster::{Cluster, own_missing},
+    eventually,
+};
 
 use crate::scenario;
 
@@ -12,8 +15,15 @@ const LIMIT: Duration = Duration::from_secs(60);
 
 pub(crate) fn trials(trials: &mut Vec<Trial>, missing: Option<&str>) {
     scenario(trials, missing, "a pod reaches a service by name over IPv4 and IPv6", by_name);
-    scenario(trials, missing, "this machine reaches pods and services of both families", from_outside);
-    scenario(trials, missing, "the init image redirects a pod's traffic of both families with NET_ADMIN alone", redirects);
+    let own = own_missing();
+    let own = missing.or(own.as_deref());
+    scenario(trials, own, "this machine reaches pods and services of both families", from_outside);
+    scenario(
+        trials,
+        missing,
+        "the init image redirects a pod's traffic of both families with NET_ADMIN alone",
+        redirects,
+    );
     scenario(trials, missing, "the proxy's image answers to the command envoy, as user 1500", answers_to_envoy);
 }
 
@@ -61,10 +71,9 @@ async fn by_name(cluster: &'static Cluster) -> Result<()> {
     let full = format!("http://store.{}.svc.cluster.local/", shop_ns.name());
     for (family, url) in [("-4", "http://store/"), ("-6", "http://store/"), ("-4", &full), ("-6", &full)] {
         // kube-proxy hears of the endpoint a moment after the pod is ready.
-        let answer = eventually(&format!("{url} answers curl {family}"), Duration::from_secs(10), || {
-            shop_ns.exec("client", ["curl", "-fsS", "--max-time", "5", family, url])
-        });
-        let answer = answer.await?;
+        let what = format!("{url} answers curl {family}");
+        let ask = || shop_ns.exec("client", ["curl", "-fsS", "--max-time", "5", family, url]);
+        let answer = eventually(&what, Duration::from_secs(10), ask).await?;
         ensure!(answer.contains("the-store"), "{family} {url}: {answer}");
     }
     Ok(())

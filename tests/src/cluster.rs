@@ -46,6 +46,13 @@ pub fn cluster_missing() -> Option<String> {
     (!said.is_empty()).then_some(said)
 }
 
+/// Why scenarios can't run that restart parts of the control plane or go to pods from this machine, if they can't.
+#[must_use]
+pub fn own_missing() -> Option<String> {
+    let user = env::var_os("KUBECONFIG").is_some();
+    cluster_missing().or_else(|| user.then(|| "needs the test cluster's own node, not that of KUBECONFIG".to_owned()))
+}
+
 impl Cluster {
     /// The one that all tests of this run share. The first call starts it, which takes about ten seconds; blocks meanwhile.
     ///

@@ -5,6 +5,7 @@ cd "$(dirname "$0")/../.."
 mkdir -p target
 log=target/test.log; : > "$log"
 failed=0
+cluster=$(readlink -e target/cluster/kubeconfig || true) # one that runs already is left running
 step() { # step NAME COMMAND…
   local name=$1; shift
   echo "== $name"
@@ -16,7 +17,7 @@ step "build" cargo build --locked --workspace --bins
 step "unit and in-process tests" cargo test --locked --no-fail-fast --workspace --exclude oxmesh-tests
 step "the system" cargo test --locked -p oxmesh-tests --lib --bins --test contract --test pods --test system -- --test-threads=3
 step "the mesh on Kubernetes" cargo test --locked -p oxmesh-tests --test kubernetes -- --test-threads=3
-[[ -n ${KUBECONFIG:-} ]] || tests/cluster/cluster.sh down
+[[ -n $cluster ]] || tests/cluster/cluster.sh down
 step "fuzz targets, bounded" env CARGO_TARGET_DIR=target cargo test --locked --manifest-path tests/fuzz/Cargo.toml
 
 passed=$(grep -hoE '[0-9]+ passed' "$log" | awk '{n += $1} END {print n + 0}')
