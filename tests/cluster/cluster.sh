@@ -220,6 +220,11 @@ names() {
   hosts $state/hosts {
     ttl 1
     reload 1s
+    fallthrough
+  }
+  # Left to itself, the part above calls an unknown name a failure of the server, which clients ask again.
+  template ANY ANY {
+    rcode NXDOMAIN
   }
 }
 C

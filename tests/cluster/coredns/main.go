@@ -10,10 +10,11 @@ import (
 	_ "github.com/coredns/coredns/plugin/errors"
 	_ "github.com/coredns/coredns/plugin/hosts"
 	_ "github.com/coredns/coredns/plugin/kubernetes"
+	_ "github.com/coredns/coredns/plugin/template"
 )
 
 func main() {
 	// The order in which a query passes them; CoreDNS knows no directive that isn't listed.
-	dnsserver.Directives = []string{"bind", "errors", "cache", "hosts", "kubernetes"}
+	dnsserver.Directives = []string{"bind", "errors", "cache", "kubernetes", "hosts", "template"}
 	coremain.Run()
 }
