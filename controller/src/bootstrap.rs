@@ -4,6 +4,8 @@
 //! Envoy and our own proxy both take the directory as it is. Files are replaced one by one by
 //! rename, the two that name the others last, since proxies watch those.
 
+pub mod probes;
+
 use std::fs;
 use std::io::{self, Write as _};
 use std::net::{IpAddr, SocketAddr};
@@ -16,6 +18,7 @@ use rustls_pki_types::pem::PemObject as _;
 use serde_json::{Value, json};
 
 use crate::identity::{CaError, Issuer, SidecarIdentity};
+use probes::Probes;
 
 /// The file to start a proxy with: `-c <directory>/bootstrap.yaml`.
 pub const BOOTSTRAP_FILE: &str = "bootstrap.yaml";
@@ -51,6 +54,11 @@ pub struct Options {
     pub owner: Option<(u32, u32)>,
     /// How long the certificate is valid. Default ten years, as OSM: a proxy can't renew it itself.
     pub validity: Duration,
+    /// Set for a sidecar in a pod: it serves kubelet's probes, tells kubelet when it is ready itself, and is that not
+    /// before it has a configuration. Default none.
+    pub probes: Option<Probes>,
+    /// Where the listeners for probes are. Default 0.0.0.0; `::` takes IPv4 too.
+    pub probe_address: IpAddr,
 }
 
 impl Options {
@@ -66,6 +74,8 @@ impl Options {
             read_dir: PathBuf::from("/etc/envoy"),
             owner: None,
             validity: Duration::from_secs(87_600 * 3600),
+            probes: None,
+            probe_address: IpAddr::from([0, 0, 0, 0]),
         }
     }
 }
@@ -97,26 +107,39 @@ pub enum BootstrapError {
 /// # Errors
 /// [`BootstrapError`] if the certificate can't be issued or a file can't be written.
 pub fn write(dir: &Path, proxy: &SidecarIdentity, issuer: &Issuer, options: &Options) -> Result<(), BootstrapError> {
-    let leaf = issuer.sidecar(proxy, options.validity)?;
+    let files = files(proxy, issuer, options)?;
     let in_dir = |source| BootstrapError::Write { path: dir.to_owned(), source };
     fs::create_dir_all(dir).map_err(in_dir)?;
     if let Some((uid, gid)) = options.owner {
         chown(dir, Some(uid), Some(gid)).map_err(in_dir)?;
     }
+    for (name, text, mode) in files {
+        let path = dir.join(name);
+        replace(&path, &text, mode, options.owner).map_err(|source| BootstrapError::Write { path, source })?;
+    }
+    Ok(())
+}
+
+/// The files that a sidecar needs, with a new certificate: names, texts and modes. They stand in the order in which they
+/// may be replaced.
+///
+/// # Errors
+/// [`CaError`] if the certificate can't be issued.
+pub fn files(
+    proxy: &SidecarIdentity,
+    issuer: &Issuer,
+    options: &Options,
+) -> Result<[(&'static str, String, u32); 6], CaError> {
+    let leaf = issuer.sidecar(proxy, options.validity)?;
     let trust_domain = issuer.policy().trust_domain;
-    let files: [(&str, String, u32); 6] = [
+    Ok([
         (CA_FILE, issuer.ca().cert_pem().to_owned(), 0o644),
         (KEY_FILE, leaf.key_pem, 0o600),
         (CERT_FILE, leaf.chain_pem, 0o644),
         (TLS_SDS_FILE, format!("{:#}", tls_secret(options)), 0o644),
         (VALIDATION_SDS_FILE, format!("{:#}", validation_secret(options)), 0o644),
         (BOOTSTRAP_FILE, format!("{:#}", bootstrap(proxy, &trust_domain, options)), 0o644),
-    ];
-    for (name, text, mode) in files {
-        let path = dir.join(name);
-        replace(&path, &text, mode, options.owner).map_err(|source| BootstrapError::Write { path, source })?;
-    }
-    Ok(())
+    ])
 }
 
 /// Whether the directory's certificate should be replaced by another [`write()`]: it is missing, not
@@ -131,7 +154,22 @@ pub fn is_due(dir: &Path, issuer: &Issuer, now: SystemTime) -> bool {
     !same_authority || now + life / 3 >= end
 }
 
-fn bootstrap(proxy: &SidecarIdentity, trust_domain: &str, options: &Options) -> Value {
+/// The bootstrap of a sidecar. Pure.
+#[must_use]
+pub fn bootstrap(proxy: &SidecarIdentity, trust_domain: &str, options: &Options) -> Value {
+    let mut clusters = vec![controller_cluster(options)];
+    let mut listeners = Vec::new();
+    let mut subscription = json!({ "ads": {}, "resource_api_version": "V3" });
+    if let Some(probes) = &options.probes {
+        clusters.extend(probes::clusters(probes, options.admin));
+        listeners.extend(probes::listeners(probes, options.probe_address));
+        // The application is held back until the proxy is ready: it must not be called ready with nothing in hand.
+        subscription["initial_fetch_timeout"] = json!("0s");
+    }
+    let mut resources = json!({ "clusters": clusters });
+    if !listeners.is_empty() {
+        resources["listeners"] = json!(listeners);
+    }
     json!({
         "node": { "id": proxy.common_name(trust_domain), "cluster": proxy.service.to_string() },
         "admin": {
@@ -148,14 +186,14 @@ fn bootstrap(proxy: &SidecarIdentity, trust_domain: &str, options: &Options) -> 
                 "grpc_services": [{ "envoy_grpc": { "cluster_name": CLUSTER } }],
                 "set_node_on_first_message_only": true,
             },
-            "cds_config": { "ads": {}, "resource_api_version": "V3" },
-            "lds_config": { "ads": {}, "resource_api_version": "V3" },
+            "cds_config": subscription,
+            "lds_config": subscription,
         },
         // Without it Envoy refuses all routes for a path of some 95 letters; what we send has a bound of its own.
         "layered_runtime": { "layers": [
             { "name": "regex", "static_layer": { "re2.max_program_size.error_level": MAX_RE2_PROGRAM } },
         ] },
-        "static_resources": { "clusters": [controller_cluster(options)] },
+        "static_resources": resources,
     })
 }
 

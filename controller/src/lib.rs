@@ -9,6 +9,7 @@ pub mod app;
 pub mod bootstrap;
 pub mod error;
 pub mod identity;
+pub mod inject;
 pub mod kubernetes;
 pub mod lint;
 pub mod mesh;

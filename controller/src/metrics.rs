@@ -86,6 +86,10 @@ pub struct Summary {
 pub const CONFIG_UPDATE_TIME: Summary =
     Summary { sum: "osm_proxy_config_update_time_sum", count: "osm_proxy_config_update_time_count" };
 
+/// How long the injector took to answer a review.
+pub const INJECTOR_REQUEST_TIME: Summary =
+    Summary { sum: "osm_injector_injector_rq_time_sum", count: "osm_injector_injector_rq_time_count" };
+
 /// Names with their Prometheus type and explanation.
 const DESCRIPTIONS: &[(&str, &str, &str)] = &[
     ("osm_proxy_connect_count", "gauge", "Streams of proxies that are open now"),
@@ -96,6 +100,8 @@ const DESCRIPTIONS: &[(&str, &str, &str)] = &[
     ("osm_proxy_max_connections_rejected", "counter", "Streams refused because there were too many"),
     ("osm_proxy_broadcast_event_count", "counter", "Changes of the mesh told to all proxies"),
     ("osm_cert_issued_count", "counter", "Leaf certificates issued"),
+    ("osm_injector_injector_sidecar_count", "counter", "Pods that got a sidecar"),
+    ("oxmesh_injector_refused_count", "counter", "Pods that were refused, with words, at their creation"),
     ("osm_version_info", "gauge", "The version of the control plane"),
     ("oxmesh_proxy_nack_count", "counter", "Responses that a proxy refused, by kind of resource"),
     ("oxmesh_proxy_denied_count", "counter", "Streams refused for the proxy's identity, by reason"),
