@@ -23,7 +23,7 @@ use tokio::{sync::Notify, time::Instant};
 use crate::{
     args::{Args, Mode},
     bootstrap::{self, Api, Bootstrap},
-    logging,
+    healthcheck, logging,
     snapshot::Shared,
     telemetry::mesh::{MeshStats, Workload},
     upstream::{SystemResolver, Upstreams},
@@ -46,6 +46,9 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let path = args.log_path.as_deref();
     let logging = logging::start(args.log_level, &args.component_log_level, args.log_format.clone(), path)
         .map_err(anyhow::Error::msg)?;
+    if matches!(args.mode, Mode::Healthcheck | Mode::AwaitReady) {
+        return healthcheck::run(args);
+    }
     let bootstrap = read(args)?;
     let workers = match args.concurrency {
         Some(count) => count.get(),
@@ -68,6 +71,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
                 println!("all dependencies initialized; exiting");
                 Ok(())
             }
+            Mode::Healthcheck | Mode::AwaitReady => Ok(()),
         }
     })
 }

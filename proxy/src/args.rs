@@ -1,6 +1,11 @@
 //! The command line: Envoy's flags, as far as they mean something here, and two of our own.
 
-use std::{num::NonZeroUsize, path::PathBuf, time::Duration};
+use std::{
+    net::SocketAddr,
+    num::{NonZeroU16, NonZeroUsize},
+    path::PathBuf,
+    time::Duration,
+};
 
 use clap::{Parser, ValueEnum};
 
@@ -50,8 +55,9 @@ pub struct Args {
     #[arg(long, value_name = "PATTERN", default_value = "[%Y-%m-%d %T.%e][%t][%l][%n] %v")]
     pub log_format: Pattern,
 
-    /// What to do: serve; validate (read all of the configuration, print OK or the fault, exit); init_only
-    #[arg(long, value_name = "MODE", default_value = "serve")]
+    /// What to do: serve; validate (read all of the configuration, print OK or the fault, exit); init_only; healthcheck
+    /// (answer probes of TCP ports and nothing else); await_ready (exit 0 when the proxy beside it is ready)
+    #[arg(long, value_name = "MODE", default_value = "serve", requires_if("healthcheck", "healthcheck_address"))]
     pub mode: Mode,
 
     /// Seconds after which connections of a replaced listener or filter chain are closed
@@ -78,6 +84,14 @@ pub struct Args {
     /// SO_MARK of all upstream sockets, so that redirection rules can tell them; needs CAP_NET_ADMIN
     #[arg(long, value_name = "MARK")]
     pub upstream_mark: Option<u32>,
+
+    /// Where kubelet asks whether a port of the application takes connections (GET /osm-healthcheck)
+    #[arg(long, value_name = "ADDRESS", requires = "healthcheck_ports")]
+    pub healthcheck_address: Option<SocketAddr>,
+
+    /// The ports that may be asked about
+    #[arg(long, value_name = "PORTS", value_delimiter = ',', requires = "healthcheck_address")]
+    pub healthcheck_ports: Vec<NonZeroU16>,
 
     /// Unknown fields in the bootstrap are warnings, not errors
     #[arg(long)]
@@ -134,6 +148,11 @@ pub enum Mode {
     /// The same, and goes through the start without serving.
     #[value(name = "init_only", alias = "init-only")]
     InitOnly,
+    /// Answers probes of TCP ports, beside a proxy that can't.
+    Healthcheck,
+    /// Waits for the proxy on this machine; its admin interface must be on 127.0.0.1:15000.
+    #[value(name = "await_ready", alias = "await-ready")]
+    AwaitReady,
 }
 
 /// `--drain-strategy`.
@@ -208,6 +227,9 @@ mod tests {
             "--drain-time-s soon",
             "--hot-restart-version",
             "--local-address-ip-version v6",
+            "--mode healthcheck",
+            "--healthcheck-address 127.0.0.1:1",
+            "--healthcheck-address 127.0.0.1:1 --healthcheck-ports 0",
         ] {
             assert!(parse(line).is_err(), "{line}");
         }

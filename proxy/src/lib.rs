@@ -12,7 +12,7 @@
 //! 3. `upstream`
 //! 4. `snapshot`, `net`, `tcp`, `http`: a chain of the snapshot holds the running state of its last filter
 //! 5. `xds`, `bootstrap`
-//! 6. `admin`, `app`
+//! 6. `admin`, `healthcheck`, `app`
 
 pub mod admin;
 pub mod app;
@@ -22,6 +22,7 @@ pub mod bootstrap;
 pub mod config;
 pub mod drain;
 pub mod error;
+pub mod healthcheck;
 pub mod http;
 pub mod logging;
 pub mod net;

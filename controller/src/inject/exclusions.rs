@@ -106,7 +106,7 @@ fn list<T: FromStr<Err = String> + Display>(
 
 /// The type's words begin with the value in backticks, which the refusal shows already, shortened.
 fn problem(words: String) -> String {
-    words.rsplit_once("` ").map_or(words.clone(), |(_, rest)| rest.to_owned())
+    words.split_once("` is ").map_or(words.clone(), |(_, rest)| format!("is {rest}"))
 }
 
 /// More would not fit into the rules' size sensibly, and a list of that length is a mistake.

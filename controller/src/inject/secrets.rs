@@ -156,7 +156,7 @@ mod tests {
                 "creationTimestamp": "1970-01-01T00:16:40Z", "labels": {PROXY_UUID_LABEL: "u"}},
         }))
         .unwrap();
-        let at = |seconds| UNIX_EPOCH + Duration::from_secs(1000 + seconds);
+        let at = |seconds: u64| UNIX_EPOCH + Duration::from_secs(1000 + seconds);
         let mut objects = Objects::default();
         assert_eq!(step(&secret, &objects, at(60)), Step::Wait);
         assert_eq!(step(&secret, &objects, at(601)), Step::Delete);

@@ -13,11 +13,12 @@ use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::post;
 use axum::{Json, Router};
+use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Namespace;
 use kube::Client;
 use kube::core::DynamicObject;
 use kube::core::admission::{AdmissionRequest, AdmissionResponse, AdmissionReview, Operation};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
@@ -217,12 +218,22 @@ async fn mutate(State(injector): State<Arc<Injector>>, headers: header::HeaderMa
         Ok((request, pod)) => {
             let answer = injector.review(&request, &pod).await;
             let allowed = answer.allowed;
-            (Json(answer.into_review()).into_response(), allowed)
+            (Json(written(answer.into_review())).into_response(), allowed)
         }
     };
     let label = if success { "true" } else { "false" };
     injector.metrics.took(&INJECTOR_REQUEST_TIME, &[("success", label)], start.elapsed());
     response
+}
+
+/// The review as the API server reads it: the patch in base64, which the crate writes as a list of numbers.
+fn written(review: AdmissionReview<DynamicObject>) -> Value {
+    let patch = review.response.as_ref().and_then(|response| response.patch.clone());
+    let mut value = serde_json::to_value(review).unwrap_or_default();
+    if let (Some(bytes), Some(place)) = (patch, value.pointer_mut("/response/patch")) {
+        *place = json!(ByteString(bytes));
+    }
+    value
 }
 
 /// The request and the pod as it came.

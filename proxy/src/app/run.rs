@@ -19,6 +19,7 @@ use crate::{
     admin::{Admin, Ask},
     args::Args,
     drain::Drain,
+    healthcheck::Healthcheck,
     logging::Logging,
     snapshot::Shared,
     xds::stream::Stream,
@@ -51,6 +52,9 @@ pub(super) async fn serve(args: &Args, parts: Parts, logging: Logging, workers: 
     let (close, closes) = mpsc::channel(8);
     if let Some(config) = &bootstrap.admin {
         admin.listen(config, args.admin_address_path.as_deref()).await?;
+    }
+    if let Some(probes) = Healthcheck::listen(args).await? {
+        tokio::spawn(probes.serve());
     }
     tokio::spawn(sockets.run(closes));
     tokio::spawn(files.clone().watch());
