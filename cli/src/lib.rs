@@ -3,6 +3,7 @@
 
 pub mod apps;
 pub mod check;
+pub mod cluster;
 pub mod commands;
 pub mod demo;
 pub mod mesh;

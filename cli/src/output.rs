@@ -1,6 +1,9 @@
 //! How commands print what they found.
 
+use std::io::IsTerminal as _;
+
 use clap::ValueEnum;
+use comfy_table::{Table, presets};
 use serde::Serialize;
 
 /// The form of a command's output.
@@ -25,4 +28,19 @@ pub fn print<T: Serialize>(format: Format, value: &T, table: impl FnOnce(&T) -> 
         Format::Yaml => print!("{}", serde_saphyr::to_string(value)?),
     }
     Ok(())
+}
+
+/// Rows below a header, without lines.
+pub(crate) fn table<const N: usize>(header: &[&str; N], rows: impl Iterator<Item = [String; N]>) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_header(header.to_vec());
+    for row in rows {
+        table.add_row(row);
+    }
+    table.to_string()
+}
+
+/// True when standard output takes colours: a terminal, and no `NO_COLOR`.
+pub(crate) fn colours() -> bool {
+    std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }

@@ -5,7 +5,7 @@
 
 mod gather;
 mod picture;
-mod prometheus;
+pub(crate) mod prometheus;
 mod table;
 
 use std::fs;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 /// One sample: a name, its labels and a value.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Sample {
+pub(crate) struct Sample {
     pub name: String,
     pub labels: BTreeMap<String, String>,
     pub value: f64,
@@ -12,13 +12,13 @@ pub(super) struct Sample {
 
 impl Sample {
     /// A label's value; empty when it isn't there.
-    pub(super) fn label(&self, name: &str) -> &str {
+    pub(crate) fn label(&self, name: &str) -> &str {
         self.labels.get(name).map_or("", String::as_str)
     }
 }
 
 /// All samples of a page. Lines that are no samples are passed over.
-pub(super) fn parse(text: &str) -> Vec<Sample> {
+pub(crate) fn parse(text: &str) -> Vec<Sample> {
     text.lines().filter(|line| !line.starts_with('#')).filter_map(parse_line).collect()
 }
 
