@@ -10,6 +10,7 @@ use oxmesh_controller::settings::Settings;
 
 use crate::cluster::ClusterArgs;
 use crate::cluster::check::{self as cluster_check, Form};
+use crate::output;
 
 /// Options of `oxmesh check`.
 #[derive(Debug, Args)]
@@ -49,9 +50,9 @@ pub async fn run(args: &CheckArgs) -> anyhow::Result<ExitCode> {
     };
     let findings = lint(&args.folders, &settings);
     match args.output {
-        Form::Table | Form::Short => println!("{}", render(&findings)),
-        Form::Json => println!("{}", serde_json::to_string_pretty(&findings)?),
-        Form::Yaml => print!("{}", serde_saphyr::to_string(&findings)?),
+        Form::Table | Form::Short => output::say(&render(&findings))?,
+        Form::Json => output::say(&serde_json::to_string_pretty(&findings)?)?,
+        Form::Yaml => output::say(&serde_saphyr::to_string(&findings)?)?,
     }
     Ok(if findings.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(FINDINGS) })
 }

@@ -1,7 +1,8 @@
 //! How commands print what they found.
 
-use std::io::IsTerminal as _;
+use std::io::{ErrorKind, IsTerminal as _, Write as _};
 
+use anyhow::Context as _;
 use clap::ValueEnum;
 use comfy_table::{Table, presets};
 use serde::Serialize;
@@ -23,11 +24,23 @@ pub enum Format {
 /// When the value can't be written in the form.
 pub fn print<T: Serialize>(format: Format, value: &T, table: impl FnOnce(&T) -> String) -> anyhow::Result<()> {
     match format {
-        Format::Table => println!("{}", table(value)),
-        Format::Json => println!("{}", serde_json::to_string_pretty(value)?),
-        Format::Yaml => print!("{}", serde_saphyr::to_string(value)?),
+        Format::Table => say(&table(value)),
+        Format::Json => say(&serde_json::to_string_pretty(value)?),
+        Format::Yaml => say(&serde_saphyr::to_string(value)?),
     }
-    Ok(())
+}
+
+/// Prints a text and ends its last line. Unlike `println!`, it survives a reader such as `head` that has seen enough.
+///
+/// # Errors
+/// The system's.
+pub(crate) fn say(text: &str) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    let written = writeln!(out, "{}", text.trim_end_matches('\n')).and_then(|()| out.flush());
+    match written {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        written => written.context("writing to standard output"),
+    }
 }
 
 /// Rows below a header, without lines.

@@ -55,6 +55,9 @@ osm.injector.{{ $key }} (the injector is part of osm-controller: see osm.osmCont
 osm.image.*.{{ $key }} (no such image)
 {{- end }}
 {{- end }}
+{{- with .Values.smi }}{{ if hasKey . "validateTrafficTarget" }}
+smi.validateTrafficTarget (objects are judged by the controller, which says so in their status)
+{{- end }}{{ end }}
 {{- if $osm.tracing.image }}
 osm.tracing.image (no collector is deployed)
 {{- end }}

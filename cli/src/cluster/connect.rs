@@ -1,15 +1,19 @@
 //! The way to the API server, and errors of it in words that help.
 
+use std::error::Error as _;
 use std::fmt::Debug;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 use clap::Args;
-use kube::api::ListParams;
-use kube::config::{KubeConfigOptions, Kubeconfig};
+use k8s_openapi::api::core::v1::Namespace;
+use kube::api::{DeleteParams, ListParams};
+use kube::config::{InferConfigError, KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::{Api, Client, Config};
 use serde::de::DeserializeOwned;
+use tokio::time::{sleep, timeout};
 
 /// How to reach the cluster, and which mesh is meant.
 #[derive(Debug, Clone, Args)]
@@ -46,12 +50,10 @@ impl ClusterArgs {
                 let kubeconfig = Kubeconfig::read().context("--context names an entry of a kubeconfig file")?;
                 Config::from_custom_kubeconfig(kubeconfig, &self.options()).await?
             }
-            None => Config::infer().await.map_err(|error| {
-                anyhow!("no cluster is configured: {error}; name one by --kubeconfig FILE or $KUBECONFIG")
-            })?,
+            None => Config::infer().await.map_err(unconfigured)?,
         };
         config.connect_timeout = Some(CONNECT);
-        let url = config.cluster_url.to_string();
+        let url = config.cluster_url.to_string().trim_end_matches('/').to_owned();
         let client = Client::try_from(config).with_context(|| format!("the configuration for {url}"))?;
         Ok(Cluster { client, url })
     }
@@ -65,6 +67,17 @@ impl ClusterArgs {
 
     fn options(&self) -> KubeConfigOptions {
         KubeConfigOptions { context: self.context.clone(), ..KubeConfigOptions::default() }
+    }
+}
+
+fn unconfigured(error: InferConfigError) -> anyhow::Error {
+    match error.source().and_then(|source| source.downcast_ref::<KubeconfigError>()) {
+        Some(KubeconfigError::ReadConfig(why, file)) if why.kind() == ErrorKind::NotFound => anyhow!(
+            "no cluster is configured: there is no {}; name a file by --kubeconfig or $KUBECONFIG",
+            file.display()
+        ),
+        Some(why) => anyhow!("no cluster is configured: {why}; name another file by --kubeconfig or $KUBECONFIG"),
+        None => error.into(),
     }
 }
 
@@ -104,10 +117,38 @@ impl Cluster {
     }
 }
 
+impl Cluster {
+    /// Deletes a namespace and waits until it is gone; that it isn't there is fine.
+    ///
+    /// # Errors
+    /// When it can't be deleted, or still holds something after a minute.
+    pub(super) async fn remove_namespace(&self, name: &str) -> anyhow::Result<()> {
+        let api: Api<Namespace> = Api::all(self.client.clone());
+        let gone = async {
+            loop {
+                match api.delete(name, &DeleteParams::default()).await {
+                    Err(error) if is_absent(&error) => return Ok(()),
+                    // 409: it is going already.
+                    Err(kube::Error::Api(status)) if status.code == 409 => {}
+                    Err(error) => return Err(self.failed(&format!("remove namespace {name}"), error)),
+                    Ok(_) => {}
+                }
+                sleep(Duration::from_millis(500)).await;
+            }
+        };
+        timeout(GOING, gone).await.unwrap_or_else(|_| {
+            Err(anyhow!(
+                "namespace {name} isn't gone after a minute; what holds it: kubectl get namespace {name} -o yaml"
+            ))
+        })
+    }
+}
+
 /// True for an answer that there is no such object.
 pub(super) fn is_absent(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(status) if status.code == 404)
 }
 
 const CONNECT: Duration = Duration::from_secs(5);
+const GOING: Duration = Duration::from_secs(60);
 const PAGE: u32 = 500;

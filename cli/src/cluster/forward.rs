@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 use bytes::Bytes;
 use http::{Request, StatusCode};
 use http_body_util::{BodyExt as _, Empty};
@@ -23,7 +23,10 @@ pub(super) async fn get(pods: &Api<Pod>, pod: &str, port: u16, path: &str) -> an
 }
 
 async fn ask(pods: &Api<Pod>, pod: &str, port: u16, path: &str) -> anyhow::Result<(StatusCode, Bytes)> {
-    let mut forward = pods.portforward(pod, &[port]).await?;
+    let mut forward = pods.portforward(pod, &[port]).await.map_err(|error| match error {
+        kube::Error::Api(status) => anyhow!("{}", status.message),
+        error => error.into(),
+    })?;
     let stream = forward.take_stream(port).context("the stream was taken")?;
     let refused = forward.take_error(port).context("the stream was taken")?;
     let exchange = async {

@@ -78,7 +78,8 @@ fn own_words(errors: &str) -> String {
     let text = lines.collect::<Vec<_>>().join("\n");
     let text = text.trim().trim_start_matches("Error: ").trim_start_matches("INSTALLATION FAILED: ");
     // Of a refusal only the reasons count, not where in the chart it was made.
-    text.split_once("error calling fail: ").map_or(text, |(_, reasons)| reasons).trim().to_owned()
+    let reasons = text.strip_prefix("execution error at ").and_then(|rest| rest.split_once("): "));
+    reasons.map_or(text, |(_, reasons)| reasons).trim().to_owned()
 }
 
 fn missing(program: &Path) -> anyhow::Error {
@@ -95,7 +96,7 @@ mod tests {
 
     #[test]
     fn only_the_reasons_of_a_refusal_are_shown() {
-        let said = "Error: INSTALLATION FAILED: execution error at (oxmesh/templates/refuse.yaml:26:13): error calling fail: \n\
+        let said = "Error: INSTALLATION FAILED: execution error at (oxmesh/templates/refuse.yaml:24:16): \n\
                     - osm.deployPrometheus: none\n\nUse --debug flag to render out invalid YAML\n";
         assert_eq!(own_words(said), "- osm.deployPrometheus: none");
         assert_eq!(own_words("WARNING: perms\nError: INSTALLATION FAILED: no\n"), "no");

@@ -4,10 +4,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::bail;
+use anyhow::{anyhow, bail};
 use clap::Args;
 use k8s_openapi::api::core::v1::{Namespace, Pod};
-use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use kube::api::{ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt as _};
 use serde_json::json;
 use tokio::process::Command;
@@ -18,6 +18,7 @@ use super::check::{self, State, control_plane};
 use super::connect::{Cluster, ClusterArgs, is_absent};
 use super::helm::Helm;
 use super::labels::{CONTROLLERS, IGNORE, MADE};
+use crate::output;
 use crate::signals::Shutdown;
 
 /// Options of `oxmesh install`.
@@ -58,7 +59,7 @@ pub async fn run(args: InstallArgs) -> anyhow::Result<ExitCode> {
     let chart = Chart::new(args.osm_chart_path.as_deref())?;
     if args.dry_run {
         let command = command(&helm, &args, &chart, &["template", "--include-crds"]);
-        print!("{}", helm.output(command).await?);
+        output::say(&helm.output(command).await?)?;
         return Ok(ExitCode::SUCCESS);
     }
     let cluster = ready_for(&args).await?;
@@ -115,6 +116,9 @@ async fn namespace(cluster: &Cluster, name: &str) -> anyhow::Result<bool> {
     let api: Api<Namespace> = Api::all(cluster.client.clone());
     let labels = json!({"name": name, IGNORE: "true"});
     match api.get(name).await {
+        Ok(found) if found.metadata.deletion_timestamp.is_some() => {
+            bail!("namespace {name} is just being deleted; try again when it is gone")
+        }
         Ok(_) => {
             let patch = Patch::Merge(json!({"metadata": {"labels": labels}}));
             api.patch(name, &PatchParams::default(), &patch)
@@ -178,13 +182,10 @@ fn state(pods: &[Pod]) -> String {
 async fn undo(cluster: &Cluster, args: &InstallArgs, made: bool, error: anyhow::Error) -> anyhow::Error {
     let home = &args.cluster.osm_namespace;
     if args.atomic {
-        if made {
-            let api: Api<Namespace> = Api::all(cluster.client.clone());
-            if let Err(error) = api.delete(home, &DeleteParams::default()).await {
-                eprintln!("‼ namespace {home} stays: {error}");
-            }
+        if made && let Err(error) = cluster.remove_namespace(home).await {
+            eprintln!("‼ {error:#}");
         }
-        return error.context("the installation failed and was taken back");
+        return error.context("the installation failed and was taken back, but for the kinds of objects");
     }
     let pods: Api<Pod> = Api::namespaced(cluster.client.clone(), home);
     let troubles = match pods.list(&ListParams::default().labels(CONTROLLERS)).await {
@@ -195,11 +196,11 @@ async fn undo(cluster: &Cluster, args: &InstallArgs, made: bool, error: anyhow::
             .collect(),
         Err(_) => String::new(),
     };
-    error.context(format!(
-        "the installation failed{troubles}\nlook: kubectl -n {home} describe pods; undo: oxmesh uninstall mesh -f --mesh-name {} \
-         --osm-namespace {home}",
+    anyhow!(
+        "the installation failed: {error:#}{troubles}\nlook: kubectl -n {home} describe pods; undo: oxmesh uninstall mesh -f \
+         --mesh-name {} --osm-namespace {home}",
         args.cluster.mesh_name
-    ))
+    )
 }
 
 const LOOK: Duration = Duration::from_secs(1);

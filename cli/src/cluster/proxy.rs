@@ -22,9 +22,12 @@ use super::labels::PROXY_UUID;
 #[derive(Debug, Subcommand)]
 pub enum ProxyCommand {
     /// Ask a pod's sidecar on its admin port: config_dump, clusters, listeners, certs, stats, ready, ...
-    #[command(after_help = "Examples:\n  \
+    #[command(
+        disable_help_flag = false,
+        after_help = "Examples:\n  \
         oxmesh proxy get clusters bookbuyer-7d9f -n bookbuyer\n  \
-        oxmesh proxy get 'stats?filter=upstream_rq_completed' deploy/bookbuyer -n bookbuyer")]
+        oxmesh proxy get 'stats?filter=upstream_rq_completed' deploy/bookbuyer -n bookbuyer"
+    )]
     Get(GetArgs),
 }
 

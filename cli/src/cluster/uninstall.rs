@@ -19,7 +19,7 @@ use serde::de::DeserializeOwned;
 use super::connect::{Cluster, ClusterArgs, is_absent};
 use super::helm::Helm;
 use super::labels::{BOOTSTRAP_SECRETS, CA_SECRET, CONTROLLER, IGNORE, MADE, MONITORED_BY, PROXY_UUID, webhook};
-use super::{chart, namespace};
+use super::{chart, mesh, namespace};
 
 /// Options of `oxmesh uninstall`.
 #[derive(Debug, Args)]
@@ -98,7 +98,8 @@ impl Uninstall {
             self.cluster_wide().await?;
         }
         if self.args.delete_namespace {
-            self.remove::<Namespace>(Api::all(self.cluster.client.clone()), "namespace", home).await?;
+            eprintln!("removing namespace {home}");
+            self.cluster.remove_namespace(home).await?;
         } else {
             self.unlabel_home().await?;
         }
@@ -165,6 +166,14 @@ impl Uninstall {
             let patch = Patch::Merge(namespace::left());
             let left = namespaces.patch(&name, &PatchParams::default(), &patch).await;
             left.map_err(|error| self.cluster.failed(&format!("label namespace {name}"), error))?;
+        }
+        let others = mesh::controllers(&self.cluster).await?;
+        if let Some(other) = others.first() {
+            eprintln!(
+                "‼ the kinds of objects stay: {} has a mesh that needs them",
+                other.namespace().unwrap_or_default()
+            );
+            return Ok(());
         }
         for kind in chart::kinds()? {
             self.remove::<CustomResourceDefinition>(Api::all(client.clone()), "kind", &kind.name_any()).await?;

@@ -35,10 +35,10 @@ pub async fn run(args: &ClusterArgs, before: bool, shown: Form) -> anyhow::Resul
     let outcomes = collect(args, before).await;
     let report = Report::new(outcomes, start.elapsed());
     match shown {
-        Form::Table => println!("{}", report::table(&report, output::colours())),
-        Form::Short => println!("{}", report::short(&report, output::colours())),
-        Form::Json => println!("{}", serde_json::to_string_pretty(&report)?),
-        Form::Yaml => print!("{}", serde_saphyr::to_string(&report)?),
+        Form::Table => output::say(&report::table(&report, output::colours()))?,
+        Form::Short => output::say(&report::short(&report, output::colours()))?,
+        Form::Json => output::say(&serde_json::to_string_pretty(&report)?)?,
+        Form::Yaml => output::say(&serde_saphyr::to_string(&report)?)?,
     }
     Ok(report.status != State::Error)
 }
@@ -133,9 +133,9 @@ async fn after(args: &ClusterArgs, cluster: &Cluster, deployment: &Deployment) -
         Err(error) => outcomes.push(unanswered("control plane", "pods", error)),
     }
     outcomes.extend(services(cluster, &home).await);
-    outcomes.extend(trust(args, cluster, &home, deployment).await);
     outcomes.push(settings(cluster, &home).await);
     outcomes.push(kinds(cluster, true).await);
+    outcomes.extend(trust(args, cluster, &home, deployment).await);
     outcomes.extend(members(args, cluster, deployment).await);
     if let Ok(own) = own {
         outcomes.push(sidecars::nacks(&pods, &own).await);
@@ -224,7 +224,7 @@ async fn members(args: &ClusterArgs, cluster: &Cluster, deployment: &Deployment)
         }
     }
     outcomes.extend(sidecars::judge(&all, &images));
-    outcomes.push(sidecars::certificates(cluster, &all).await);
+    outcomes.extend(sidecars::certificates(cluster, &all).await);
     outcomes
 }
 

@@ -40,7 +40,7 @@ pub(super) fn namespaces(namespaces: &[Namespace]) -> Outcome {
         .collect();
     let all = namespaces.len();
     if without.is_empty() {
-        return Outcome::ok("injection", "namespaces", format!("{all} belong to the mesh"));
+        return Outcome::ok("injection", "namespaces", format!("{all} of the mesh"));
     }
     Outcome::warning(
         "injection",
@@ -63,8 +63,13 @@ pub(super) fn judge(members: &[Member<'_>], images: &Images) -> Vec<Outcome> {
     let old: Vec<String> =
         with.iter().filter(|(_, pod)| outdated(pod, images)).map(|(_, pod)| full_name(pod)).collect();
     let ill: Vec<String> = with.iter().filter_map(|(_, pod)| ill(pod)).collect();
+    let missing =
+        verdict("missing", &missing, Outcome::warning, "pods run without sidecar, outside of the mesh", with.len());
+    if with.is_empty() {
+        return vec![missing];
+    }
     vec![
-        verdict("missing", &missing, Outcome::warning, "pods run without sidecar, outside of the mesh", with.len()),
+        missing,
         verdict("outdated", &old, Outcome::warning, "pods have a sidecar of another version", with.len()),
         verdict("ready", &ill, Outcome::error, "pods have a sidecar that isn't ready", with.len()),
     ]
@@ -78,7 +83,9 @@ fn verdict(
     all: usize,
 ) -> Outcome {
     let Some(first) = found.first() else {
-        return Outcome::ok("sidecars", name, format!("none of {all}"));
+        let message =
+            if all == 0 { "there is no pod in the mesh yet".to_owned() } else { format!("none of {all} pods") };
+        return Outcome::ok("sidecars", name, message);
     };
     let namespace = first.split('/').next().unwrap_or_default();
     let hint = if name == "ready" {
@@ -92,6 +99,10 @@ fn verdict(
 fn runs(pod: &Pod) -> bool {
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
     pod.metadata.deletion_timestamp.is_none() && !matches!(phase, Some("Succeeded" | "Failed"))
+}
+
+fn serves(pod: &Pod) -> bool {
+    runs(pod) && pod.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Running")
 }
 
 /// True for a pod that the injector would have given a sidecar.
@@ -123,7 +134,7 @@ fn ill(pod: &Pod) -> Option<String> {
 }
 
 /// Certificates that end within a tenth of a day are not being renewed. Asks at most 20 sidecars.
-pub(super) async fn certificates(cluster: &Cluster, members: &[Member<'_>]) -> Outcome {
+pub(super) async fn certificates(cluster: &Cluster, members: &[Member<'_>]) -> Option<Outcome> {
     let with =
         members.iter().filter(|(_, pod)| runs(pod) && pod.labels().contains_key(PROXY_UUID) && ill(pod).is_none());
     let (mut asked, mut bad) = (0, Vec::new());
@@ -137,11 +148,16 @@ pub(super) async fn certificates(cluster: &Cluster, members: &[Member<'_>]) -> O
             Err(error) => bad.push(format!("{} ({error:#})", full_name(pod))),
         }
     }
-    if bad.is_empty() {
-        return Outcome::ok("sidecars", "certificates", format!("valid in the {asked} sidecars that were asked"));
+    if asked == 0 {
+        return None;
     }
-    Outcome::error("sidecars", "certificates", format!("{} of {asked} sidecars: {}", bad.len(), some(&bad)))
-        .hint("is the control plane reached? kubectl logs of the sidecar's container envoy")
+    if bad.is_empty() {
+        let message = format!("valid in the {asked} sidecars that were asked");
+        return Some(Outcome::ok("sidecars", "certificates", message));
+    }
+    let message = format!("{} of {asked} sidecars: {}", bad.len(), some(&bad));
+    let hint = "is the control plane reached? kubectl logs of the sidecar's container envoy";
+    Some(Outcome::error("sidecars", "certificates", message).hint(hint))
 }
 
 /// When the first certificate of the page ends, if that is soon or past, or there is none.
@@ -161,11 +177,15 @@ fn ending(page: &[u8], now: Timestamp) -> Option<String> {
 /// Configuration that sidecars refused, as the control plane counts it.
 pub(super) async fn nacks(pods: &Api<Pod>, own: &[Pod]) -> Outcome {
     let mut refused = 0.0;
-    for pod in own.iter().filter(|pod| runs(pod)) {
+    for pod in own.iter().filter(|pod| serves(pod)) {
         match forward::get(pods, &pod.name_any(), METRICS_PORT, "/metrics").await {
             Ok((_, page)) => refused += count(&String::from_utf8_lossy(&page)),
             Err(error) => {
-                return Outcome::warning("sidecars", "configuration", format!("can't ask the control plane: {error:#}"));
+                return Outcome::warning(
+                    "sidecars",
+                    "configuration",
+                    format!("can't ask the control plane: {error:#}"),
+                );
             }
         }
     }
@@ -226,7 +246,8 @@ mod tests {
         let namespace = namespace(injection);
         let images = Images(vec!["oxmesh/proxy:1".to_owned(), "envoy:1".to_owned()]);
         let found = judge(&[(&namespace, pod)], &images);
-        [found[0].state, found[1].state, found[2].state]
+        let state = |name| found.iter().find(|outcome| outcome.name == name).map_or(State::Ok, |outcome| outcome.state);
+        ["missing", "outdated", "ready"].map(state)
     }
 
     #[test]
