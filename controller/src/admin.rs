@@ -69,7 +69,7 @@ async fn ready(State(shared): State<Arc<Shared>>) -> (StatusCode, &'static str) 
     if shared.is_ready() {
         (StatusCode::OK, "ready\n")
     } else if *shared.synced.borrow() {
-        (StatusCode::SERVICE_UNAVAILABLE, "not ready: ADS is not served\n")
+        (StatusCode::SERVICE_UNAVAILABLE, "not ready: ADS or the injector is not served\n")
     } else {
         (StatusCode::SERVICE_UNAVAILABLE, "not ready: the objects have not been read yet\n")
     }

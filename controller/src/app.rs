@@ -22,6 +22,7 @@ use crate::admin;
 use crate::bootstrap::controller_name;
 use crate::error::StartError;
 use crate::identity::{Ca, Issuer, Policy, ca_secret};
+use crate::inject;
 use crate::kubernetes;
 use crate::lint::{self, Finding};
 use crate::mesh::{Built, Mesh};
@@ -78,6 +79,8 @@ pub struct Options {
     pub xds_ips: Vec<IpAddr>,
     /// Write SPIFFE ids into leaf certificates besides the DNS names.
     pub spiffe: bool,
+    /// The injector; none in folder mode.
+    pub inject: Option<inject::Options>,
     /// Facts of the installation.
     pub settings: Settings,
 }
@@ -104,6 +107,8 @@ pub(crate) struct Shared {
     pub(crate) leader: watch::Sender<bool>,
     pub(crate) synced: watch::Sender<bool>,
     pub(crate) serving: AtomicBool,
+    /// Whether new pods are reviewed, or need not be.
+    pub(crate) injecting: AtomicBool,
     world: Mutex<Arc<World>>,
     view: watch::Sender<Arc<dyn View>>,
 }
@@ -154,6 +159,10 @@ impl App {
         }
         let xds = listen("ADS", "--xds-addr", options.xds_address).await?;
         let admin = listen("the admin interface", "--admin-addr", options.admin_address).await?;
+        let injector = match &options.inject {
+            Some(chosen) => Some((listen("the injector", "--webhook-addr", chosen.address).await?, chosen.clone())),
+            None => None,
+        };
         let ca = authority(&options).await?;
         let shared = Arc::new(Shared::new(&options, ca)?);
         let stop = CancellationToken::new();
@@ -171,7 +180,12 @@ impl App {
             Source::Kubernetes(client) => {
                 let duties = kubernetes::duties(client.clone(), Arc::clone(&shared), stop.clone());
                 app.tasks.spawn(duties);
-                watch_cluster(client, options.settings, stop.clone())
+                let snapshots = watch_cluster(client.clone(), options.settings, stop.clone());
+                if let Some((listener, chosen)) = injector {
+                    let (shared, snapshots) = (Arc::clone(&shared), snapshots.clone());
+                    app.tasks.spawn(inject::run(listener, chosen, client, shared, snapshots, stop.clone()));
+                }
+                snapshots
             }
         };
         app.tasks.spawn(until(stop.clone(), follow(Arc::clone(&shared), snapshots, options.spiffe)));
@@ -269,6 +283,7 @@ impl Shared {
             leader: watch::Sender::new(false),
             synced: watch::Sender::new(false),
             serving: AtomicBool::new(false),
+            injecting: AtomicBool::new(options.inject.is_none()),
             world: Mutex::new(world),
             view,
         })
@@ -281,7 +296,8 @@ impl Shared {
 
     /// Whether proxies are served a whole mesh.
     pub(crate) fn is_ready(&self) -> bool {
-        *self.synced.borrow() && self.serving.load(Ordering::Relaxed)
+        let served = self.serving.load(Ordering::Relaxed) && self.injecting.load(Ordering::Relaxed);
+        *self.synced.borrow() && served
     }
 
     /// Tells all streams to render anew, from a new mesh if there is one.

@@ -10,6 +10,7 @@ use ipnet::Ipv4Net;
 use oxmesh_controller::api::crds_yaml;
 use oxmesh_controller::app::{App, Authority, Options, Source};
 use oxmesh_controller::kubernetes;
+use oxmesh_controller::inject::{self, DataPlane};
 use oxmesh_controller::lint::lint;
 use oxmesh_controller::settings::Settings;
 use tokio::signal::unix::{SignalKind, signal};
@@ -59,6 +60,24 @@ struct Arguments {
     /// Health, metrics and debug pages. Debug pages answer on loopback only.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9091")]
     admin_addr: SocketAddr,
+    /// Where the API server has new pods reviewed.
+    #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:9090")]
+    webhook_addr: SocketAddr,
+    /// Image of the sidecar.
+    #[arg(long, value_name = "IMAGE", default_value = concat!("oxmesh/proxy:", env!("CARGO_PKG_VERSION")))]
+    proxy_image: String,
+    /// Image of the init program that redirects a pod's traffic.
+    #[arg(long, value_name = "IMAGE", default_value = concat!("oxmesh/init:", env!("CARGO_PKG_VERSION")))]
+    init_image: String,
+    /// Image of Envoy, for pods that have it as their sidecar. MeshConfig's sidecar.envoyImage wins.
+    #[arg(long, value_name = "IMAGE")]
+    envoy_image: Option<String>,
+    /// The sidecar where neither pod nor namespace chooses by oxmesh.io/data-plane.
+    #[arg(long, value_enum, default_value_t = DataPlane::Oxmesh)]
+    data_plane: DataPlane,
+    /// The control plane's own addresses; where one is IPv6, sidecars listen for probes on IPv6 too.
+    #[arg(long, value_name = "IPS", value_delimiter = ',', env = "POD_IPS")]
+    pod_ips: Vec<IpAddr>,
     /// The mesh's name: namespaces labelled openservicemesh.io/monitored-by=NAME belong to it.
     #[arg(long, value_name = "NAME", default_value = "osm")]
     mesh_name: String,
@@ -132,7 +151,16 @@ async fn run(arguments: Arguments, settings: Settings) -> anyhow::Result<()> {
         (None, Some(client)) => Authority::Secret { client, name: arguments.ca_secret },
         (None, None) => Authority::State(arguments.state),
     };
+    let inject = arguments.kubernetes.then(|| inject::Options {
+        address: arguments.webhook_addr,
+        proxy_image: arguments.proxy_image,
+        init_image: arguments.init_image,
+        envoy_image: arguments.envoy_image,
+        data_plane: arguments.data_plane,
+        pod_ips: arguments.pod_ips,
+    });
     let app = App::start(Options {
+        inject,
         source,
         authority,
         xds_address: arguments.xds_addr,

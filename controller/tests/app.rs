@@ -175,6 +175,7 @@ async fn what_keeps_it_from_starting_is_said_in_words() {
         xds_names: vec![],
         xds_ips: vec![],
         spiffe: false,
+        inject: None,
         settings: Settings::default(),
     };
     let error = App::start(options.clone()).await.unwrap_err().to_string();

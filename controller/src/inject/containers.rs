@@ -63,9 +63,17 @@ pub fn choose(
         }
         DataPlane::Oxmesh => settings.proxy_image.clone(),
     };
+    let image = own.image()?.map_or(of_mesh, str::to_owned);
+    if image.is_empty() {
+        return Err(Refusal::MeshConfig {
+            field: "spec.sidecar.envoyImage",
+            value: image,
+            problem: "is no image, and the control plane was started without --envoy-image".to_owned(),
+        });
+    }
     Ok(Choice {
         data_plane,
-        image: own.image()?.map_or(of_mesh, str::to_owned),
+        image,
         init_image: set("spec.sidecar.initContainerImage", &mesh.init_container_image)?
             .unwrap_or_else(|| settings.init_image.clone()),
         log_level: match own.log_level()? {

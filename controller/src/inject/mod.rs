@@ -6,8 +6,8 @@
 //! application is changed or lost but what the patch must change.
 
 pub mod annotations;
-mod certificate;
 mod ca_bundle;
+mod certificate;
 pub mod containers;
 pub mod decision;
 pub mod exclusions;
@@ -15,6 +15,7 @@ pub mod guard;
 pub mod patch;
 pub mod refusal;
 pub mod rewrite;
+mod run;
 mod secrets;
 mod server;
 mod webhook;
@@ -32,6 +33,8 @@ use crate::identity::ServiceIdentity;
 pub use decision::{Decision, Why};
 pub use guard::Marks;
 pub use refusal::Refusal;
+pub use run::Options;
+pub(crate) use run::run;
 pub use webhook::{Injector, InjectorTls, Snapshots, serve};
 
 /// Which program is the sidecar.
@@ -66,7 +69,7 @@ pub struct Settings {
     pub proxy_image: String,
     /// Image of the init program.
     pub init_image: String,
-    /// Image of Envoy.
+    /// Image of Envoy; empty if none was chosen.
     pub envoy_image: String,
     /// The sidecar where neither pod nor namespace chooses.
     pub data_plane: DataPlane,

@@ -101,6 +101,7 @@ async fn start(dir: &Path) -> App {
         xds_names: vec![],
         xds_ips: vec![],
         spiffe: false,
+        inject: None,
         settings: Settings::default(),
     })
     .await
