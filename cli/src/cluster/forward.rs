@@ -41,6 +41,10 @@ async fn ask(pods: &Api<Pod>, pod: &str, port: u16, path: &str) -> anyhow::Resul
     if answer.is_err()
         && let Ok(Some(why)) = timeout(Duration::from_millis(200), refused).await
     {
+        // The runtime's words name namespaces and sockets of the node.
+        if why.contains("connection refused") {
+            bail!("nothing listens there");
+        }
         bail!("{}", why.trim());
     }
     answer

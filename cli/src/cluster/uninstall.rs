@@ -105,10 +105,13 @@ impl Uninstall {
         }
         println!("oxmesh [mesh name: {mesh}] in namespace [{home}] uninstalled");
         if !self.args.delete_cluster_wide_resources {
+            let secret = match self.args.delete_namespace {
+                true => String::new(),
+                false => format!(", Secret {home}/{}", self.args.ca_bundle_secret_name),
+            };
             eprintln!(
-                "kept for a later installation: the kinds with their objects, Secret {home}/{}, the namespaces' labels; \
-                 to remove them too: oxmesh uninstall mesh -f -a --mesh-name {mesh} --osm-namespace {home}",
-                self.args.ca_bundle_secret_name
+                "kept for a later installation: the kinds with their objects{secret}, the namespaces' labels; to remove them too: \
+                 oxmesh uninstall mesh -f -a --mesh-name {mesh} --osm-namespace {home}"
             );
         }
         Ok(ExitCode::SUCCESS)
