@@ -45,7 +45,7 @@ impl ClusterArgs {
     /// When no cluster is configured, or the file can't be used.
     pub async fn connect(&self) -> anyhow::Result<Cluster> {
         let mut config = match &self.kubeconfig {
-            Some(file) => self.from_file(file).await?,
+            Some(file) => self.of_file(file).await?,
             None if self.context.is_some() => {
                 let kubeconfig = Kubeconfig::read().context("--context names an entry of a kubeconfig file")?;
                 Config::from_custom_kubeconfig(kubeconfig, &self.options()).await?
@@ -58,7 +58,7 @@ impl ClusterArgs {
         Ok(Cluster { client, url })
     }
 
-    async fn from_file(&self, file: &Path) -> anyhow::Result<Config> {
+    async fn of_file(&self, file: &Path) -> anyhow::Result<Config> {
         let kubeconfig = Kubeconfig::read_from(file).with_context(|| format!("kubeconfig {}", file.display()))?;
         Config::from_custom_kubeconfig(kubeconfig, &self.options())
             .await

@@ -335,3 +335,26 @@ fn copy_manifests(folder: &Path) -> anyhow::Result<PathBuf> {
     }
     Ok(folder)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_manifests_name_the_image_of_this_version() {
+        let images =
+            MANIFESTS.iter().flat_map(|(_, text)| text.lines()).filter_map(|line| line.trim().strip_prefix("image: "));
+        let images: Vec<&str> = images.collect();
+        assert_eq!(images.len(), 6);
+        for image in images {
+            assert_eq!(image, concat!("oxmesh/app:", env!("CARGO_PKG_VERSION")));
+        }
+    }
+
+    #[test]
+    fn the_manifests_can_be_put_behind_one_another() {
+        for (name, text) in MANIFESTS.iter().filter(|(name, _)| name.ends_with(".yaml")) {
+            assert!(text.starts_with("---\n"), "{name}");
+        }
+    }
+}
