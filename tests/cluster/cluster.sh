@@ -1,14 +1,14 @@
 #!/bin/bash
 # One real Kubernetes node for the tests, dual stack, in a network namespace of its own (docs/test-cluster.md). As root.
-#   cluster.sh up          starts it, unless it runs; writes target/cluster/{kubectl,helm,exec,load}
+#   cluster.sh up          starts it, unless it runs; leaves target/cluster/{kubectl,helm,exec,load,kubeconfig}
 #   cluster.sh down        removes it: processes, mounts, network namespace, cgroups, state
 #   cluster.sh missing     says what it would need and isn't there; silent when nothing is
 #   cluster.sh images      loads the archives of target/images that have changed since they were last loaded
 #   cluster.sh restart P   stops the program P of the control plane (etcd, kube-apiserver, …) hard and starts it again
-# OXMESH_CLUSTER names it (default oxmesh-cluster): two of different names live side by side, with different OXMESH_CLUSTER_NET.
+# Two live side by side with different OXMESH_CLUSTER (a name, here of /tmp/NAME and target/NAME) and OXMESH_CLUSTER_NET (10.NET.0.0/16).
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd) checkout=$(cd "$(dirname "$0")/../.." && pwd)
-tools=$checkout/target/tools/bin commands=$checkout/target/cluster
+tools=$checkout/target/tools/bin commands=$checkout/target/${OXMESH_CLUSTER:-cluster}
 name=${OXMESH_CLUSTER:-oxmesh-cluster}
 state=/tmp/$name # short: it holds Unix sockets, whose paths have 107 bytes
 net=${OXMESH_CLUSTER_NET:-77}
@@ -161,18 +161,14 @@ C
   ctr images import "$state/pause.tar" > /dev/null
 }
 
-cgroups() { # the folders in which all of the cluster's pods live
-  local mount
-  if [[ -f /sys/fs/cgroup/cgroup.controllers ]]; then
-    echo "/sys/fs/cgroup/$name"
-  else
-    awk -v n="$name" '$3 == "cgroup" {print $2 "/" n}' /proc/mounts
-  fi
+cgroups() { # the folders in which all of the cluster's pods live: one, or with version 1 one for each controller
+  awk -v n="$name" '$3 == "cgroup" || $3 == "cgroup2" {print $2 "/" n}' /proc/mounts
 }
 
 node() {
   local folder
   for folder in $(cgroups); do mkdir -p "$folder"; done
+  # Version 2 hands a controller down only where told to.
   if [[ -f /sys/fs/cgroup/cgroup.controllers ]]; then sed 's/\</+/g' /sys/fs/cgroup/cgroup.controllers > /sys/fs/cgroup/cgroup.subtree_control; fi
   # cpuset groups of version 1 begin empty, and nothing can run in them.
   if [[ -d /sys/fs/cgroup/cpuset/$name ]]; then
@@ -321,9 +317,7 @@ remove() {
   done
   if [[ -s $state/sysctl ]]; then sysctl -qp "$state/sysctl" 2> /dev/null || true; fi
   rm -rf --one-file-system "$state"
-  for program in kubectl helm exec load kubeconfig; do
-    if [[ $(readlink "$commands/$program") == "$state"/* ]]; then rm -f "$commands/$program"; fi
-  done
+  rm -rf "$commands"
 }
 
 down() {

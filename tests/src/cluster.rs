@@ -74,7 +74,8 @@ impl Cluster {
         step(Blocking::new(project().join("tests/tools/image.sh")).arg("test").env("PROFILE", "dev"))?;
         step(Blocking::new(script()).arg("up"))?;
         step(Blocking::new(script()).arg("images"))?;
-        let kubeconfig = project().join("target/cluster/kubeconfig");
+        let name = env::var("OXMESH_CLUSTER").unwrap_or_else(|_| "cluster".to_owned());
+        let kubeconfig = project().join("target").join(name).join("kubeconfig");
         let registry = "oxmesh.test".to_owned();
         Ok(Self { kubeconfig, kubectl: program("kubectl"), helm: program("helm"), registry, tag, ours: true })
     }
