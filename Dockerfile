@@ -15,14 +15,15 @@ COPY . .
 RUN cargo build --locked --profile "$PROFILE" --target-dir /build -p oxmesh-proxy -p oxmesh-controller -p oxmesh-iptables-init --bins \
  && install -D -t /out /build/*/oxmesh-proxy /build/*/oxmesh-controller /build/*/oxmesh-iptables-init \
  && strip --strip-debug /out/* \
- && ln -s oxmesh-proxy /out/envoy \
+ && install -d /out/proxy \
+ && mv /out/oxmesh-proxy /out/proxy/ \
+ && ln -s oxmesh-proxy /out/proxy/envoy \
  && install -d -m 0700 -o 65532 -g 65532 /state/oxmesh \
  && rm -rf /build
 
 FROM ${BASE} AS proxy
-COPY --from=build /out/oxmesh-proxy /usr/local/bin/oxmesh-proxy
-# The command of OSM's injector.
-COPY --from=build /out/envoy /usr/local/bin/envoy
+# oxmesh-proxy, and the link envoy, which is the command of OSM's injector.
+COPY --from=build /out/proxy/ /usr/local/bin/
 # The user whose traffic oxmesh-iptables-init lets pass.
 USER 1500:1500
 ENTRYPOINT ["/usr/local/bin/oxmesh-proxy"]

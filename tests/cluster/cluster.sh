@@ -26,13 +26,19 @@ ctr() { command ctr -a "$state/containerd.sock" -n k8s.io "$@"; }
 missing() {
   [[ $(id -u) == 0 ]] || { echo "needs root (containers, network namespaces and iptables)"; return; }
   local c
-  for c in containerd runc ip:iproute2 iptables nsenter:util-linux setsid:util-linux openssl curl busybox; do
+  for c in containerd runc ip:iproute2 iptables nsenter:util-linux setsid:util-linux openssl curl busybox strip:binutils; do
     command -v "${c%:*}" > /dev/null || { echo "the package ${c#*:} is not installed"; return; }
   done
   [[ -x /usr/lib/cni/bridge ]] || { echo "the package containernetworking-plugins is not installed"; return; }
   for c in kubernetes etcd coredns helm; do
     [[ -x $tools/$c ]] || { echo "$c is not built (tests/cluster/tools.sh builds it)"; return; }
   done
+}
+
+# One run at a time starts or stops clusters; the folder itself is the lock, so none stays behind.
+alone() {
+  exec 9< /tmp
+  flock -w 300 9 || die "another run has been starting or stopping a test cluster for five minutes"
 }
 
 # -- programs
@@ -260,8 +266,7 @@ up() {
   local why owner
   why=$(missing)
   [[ -z $why ]] || die "no test cluster: $why"
-  exec 9> "/tmp/.$name.lock"
-  flock -w 300 9 || die "another run has been starting or stopping $name for five minutes"
+  alone
   if [[ -e $state ]]; then
     owner=$(cat "$state/owner" 2> /dev/null || true)
     if running kube-apiserver && running kubelet && ready > /dev/null 2>&1; then
@@ -321,13 +326,11 @@ remove() {
 }
 
 down() {
-  exec 9> "/tmp/.$name.lock"
-  flock -w 300 9 || die "another run has been starting or stopping $name for five minutes"
-  [[ -e $state ]] || { rm -f "/tmp/.$name.lock"; echo "$name does not run"; return; }
+  alone
+  [[ -e $state ]] || { echo "$name does not run"; return; }
   local owner; owner=$(cat "$state/owner" 2> /dev/null || true)
   [[ $owner == "$checkout" || ! -d $owner ]] || die "$name belongs to the checkout $owner: stop it there"
   remove
-  rm -f "/tmp/.$name.lock"
   echo "$name is gone"
 }
 

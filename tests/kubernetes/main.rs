@@ -3,6 +3,7 @@
 //! `cargo test -p oxmesh-tests --test kubernetes -- NAME` runs those whose name holds NAME. The cluster is that of
 //! `tests/cluster`, or the one of KUBECONFIG (`oxmesh_tests::cluster`). What can't run is listed as SKIPPED with the reason.
 
+mod images;
 mod node;
 
 use anyhow::Result;
@@ -16,6 +17,7 @@ fn main() {
     let arguments = Arguments::from_args();
     let missing = cluster_missing();
     let mut trials = Vec::new();
+    images::trials(&mut trials, missing.as_deref());
     node::trials(&mut trials, missing.as_deref());
     libtest_mimic::run(&arguments, trials).exit();
 }

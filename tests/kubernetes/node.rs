@@ -18,13 +18,6 @@ pub(crate) fn trials(trials: &mut Vec<Trial>, missing: Option<&str>) {
     let own = own_missing();
     let own = missing.or(own.as_deref());
     scenario(trials, own, "this machine reaches pods and services of both families", from_outside);
-    scenario(
-        trials,
-        missing,
-        "the init image redirects a pod's traffic of both families with NET_ADMIN alone",
-        redirects,
-    );
-    scenario(trials, missing, "the proxy's image answers to the command envoy, as user 1500", answers_to_envoy);
 }
 
 /// A server `store` behind a service of both families, and `client`, which has curl.
@@ -96,73 +89,5 @@ async fn from_outside(cluster: &'static Cluster) -> Result<()> {
         })
         .await?;
     }
-    Ok(())
-}
-
-async fn redirects(cluster: &'static Cluster) -> Result<()> {
-    let ns = cluster.namespace("redirects").await?;
-    let (init, app) = (cluster.image("init"), cluster.image("app"));
-    ns.apply(&format!(
-        r#"
-apiVersion: v1
-kind: Pod
-metadata: {{name: redirected}}
-spec:
-  terminationGracePeriodSeconds: 0
-  initContainers:
-    - name: osm-init
-      image: {init}
-      securityContext: {{privileged: false, capabilities: {{drop: [ALL], add: [NET_ADMIN]}}}}
-  containers:
-    # In the place of the sidecar's outbound listener, as the user whose own traffic passes.
-    - name: sidecar
-      image: {app}
-      args: [serve, --banner, "15001", --identity, caught]
-      securityContext: {{runAsUser: 1500}}
-    - {{name: app, image: {app}, command: [sleep, "3600"]}}
-"#
-    ))
-    .await?;
-    ns.wait("pod/redirected", "condition=Ready", LIMIT).await?;
-    let said = ns.logs("redirected", "osm-init").await?;
-    for family in ["IPv4: ", "IPv6: "] {
-        ensure!(said.lines().any(|l| l.starts_with(family) && l.ends_with("rules in force")), "{said}");
-    }
-    // Nobody has these addresses; only a redirected connection is accepted, and greeted.
-    for (address, caught) in [("192.0.2.1", true), ("2001:db8::1", true), ("127.0.0.1", false)] {
-        let nc = format!("echo | nc -w 3 {address} 7 || true");
-        let greeting = ns.kubectl(["exec", "redirected", "-c", "app", "--", "sh", "-c", &nc]).await?;
-        ensure!(greeting.contains("caught") == caught, "{address}: {greeting:?}");
-    }
-    Ok(())
-}
-
-async fn answers_to_envoy(cluster: &'static Cluster) -> Result<()> {
-    let ns = cluster.namespace("envoy").await?;
-    let image = cluster.image("proxy");
-    ns.apply(&format!(
-        r#"
-apiVersion: v1
-kind: Pod
-metadata: {{name: version}}
-spec:
-  restartPolicy: Never
-  containers:
-    - name: envoy
-      image: {image}
-      command: [envoy]
-      args: [--version]
-      securityContext:
-        runAsNonRoot: true
-        allowPrivilegeEscalation: false
-        readOnlyRootFilesystem: true
-        capabilities: {{drop: [ALL]}}
-        seccompProfile: {{type: RuntimeDefault}}
-"#
-    ))
-    .await?;
-    ns.wait("pod/version", "jsonpath={.status.phase}=Succeeded", LIMIT).await?;
-    let said = ns.logs("version", "envoy").await?;
-    ensure!(said.contains("oxmesh-proxy"), "{said}");
     Ok(())
 }

@@ -86,6 +86,12 @@ impl Cluster {
         format!("{}/{name}:{}", self.registry, self.tag)
     }
 
+    /// The name of real Envoy's image: OXMESH_ENVOY_IMAGE, else the one made of what `make tools` has fetched.
+    #[must_use]
+    pub fn envoy_image(&self) -> String {
+        env::var("OXMESH_ENVOY_IMAGE").unwrap_or_else(|_| format!("{}/envoy:v{ENVOY_VERSION}", self.registry))
+    }
+
     /// For a client of the API server: this machine reaches it, as it does pods and services.
     #[must_use]
     pub fn kubeconfig(&self) -> &Path {
@@ -272,3 +278,6 @@ fn step(command: &mut Blocking) -> Result<()> {
     ensure!(output.status.success(), "{command:?}: {}: {said}", output.status);
     Ok(())
 }
+
+/// As in `tests/tools/install.sh`.
+const ENVOY_VERSION: &str = "1.40.0";
