@@ -134,7 +134,9 @@ async fn config(State(shared): State<Arc<Shared>>, Path(uuid): Path<String>) -> 
         return (StatusCode::NOT_FOUND, format!("no pod with label osm-proxy-uuid={uuid}\n")).into_response();
     };
     let proxy = SidecarIdentity { uuid, service: workload.identity.clone() };
-    let rendered = tokio::task::spawn_blocking(move || world.state(&proxy)).await;
+    let connected = shared.hub.proxies().into_iter().find(|connected| connected.uuid == proxy.uuid);
+    let keys = connected.map(|connected| connected.keys).unwrap_or_default();
+    let rendered = tokio::task::spawn_blocking(move || world.state(&proxy, keys)).await;
     match rendered {
         Ok(Ok(state)) => Json(short::state(&state)).into_response(),
         Ok(Err(denied)) => (StatusCode::SERVICE_UNAVAILABLE, format!("{denied}\n")).into_response(),

@@ -21,6 +21,7 @@ use tracing::{error, info, warn};
 use crate::admin;
 use crate::bootstrap::controller_name;
 use crate::error::StartError;
+use crate::identity::sign::{self, ApiReviewer, Pods, Signer};
 use crate::identity::{Ca, Issuer, Policy, ca_secret};
 use crate::inject;
 use crate::kubernetes;
@@ -71,6 +72,9 @@ pub struct Options {
     pub authority: Authority,
     /// Where ADS listens. OSM's port is 15128.
     pub xds_address: SocketAddr,
+    /// Where certificates are signed for keys that pods made; with [`Source::Kubernetes`] only, whose API server knows
+    /// pods by their tokens.
+    pub identity_address: SocketAddr,
     /// Where health, metrics and debug pages are. OSM's port is 9091.
     pub admin_address: SocketAddr,
     /// Names of the ADS server besides OSM's own.
@@ -163,6 +167,13 @@ impl App {
             Some(chosen) => Some((listen("the injector", "--webhook-addr", chosen.address).await?, chosen.clone())),
             None => None,
         };
+        let identity = match &options.source {
+            Source::Folders(_) => None,
+            Source::Kubernetes(client) => {
+                let listener = listen("signing certificates", "--identity-addr", options.identity_address).await?;
+                Some((listener, client.clone()))
+            }
+        };
         let ca = authority(&options).await?;
         let shared = Arc::new(Shared::new(&options, ca)?);
         let stop = CancellationToken::new();
@@ -188,6 +199,10 @@ impl App {
                 snapshots
             }
         };
+        if let Some((listener, client)) = identity {
+            let signer = Arc::new(shared.signer(client, snapshots.clone()));
+            app.tasks.spawn(sign::server::serve(listener, Arc::clone(&shared.tls), signer, stop.clone()));
+        }
         app.tasks.spawn(until(stop.clone(), follow(Arc::clone(&shared), snapshots, options.spiffe)));
         app.tasks.spawn(until(stop.clone(), rotate(Arc::clone(&shared))));
         app.tasks.spawn(serve_ads(Arc::clone(&shared), xds, stop.clone()));
@@ -287,6 +302,18 @@ impl Shared {
             world: Mutex::new(world),
             view,
         })
+    }
+
+    /// Signs for the pods of a cluster.
+    fn signer(&self, client: kube::Client, snapshots: watch::Receiver<Option<Arc<Snapshot>>>) -> Signer {
+        let pods = Pods {
+            snapshots,
+            api: Some(client.clone()),
+            mesh_name: self.settings.mesh_name.clone(),
+            patience: NEW_POD_PATIENCE,
+        };
+        let reviewer = Arc::new(ApiReviewer(client));
+        Signer::new(Arc::clone(&self.issuer), reviewer, pods, Arc::clone(&self.metrics))
     }
 
     /// The world that streams render from now.
@@ -404,6 +431,8 @@ async fn serve_ads(shared: Arc<Shared>, listener: TcpListener, stop: Cancellatio
 }
 
 const SERVER_CERTIFICATE_VALIDITY: Duration = Duration::from_secs(24 * 3600);
+/// How long a pod that the watch has not brought yet is waited for.
+const NEW_POD_PATIENCE: Duration = Duration::from_secs(3);
 const ROTATION_CHECK: Duration = Duration::from_secs(5);
 const ROTATION_PAUSE: Duration = Duration::from_millis(200);
 const MAX_LOGGED: usize = 20;

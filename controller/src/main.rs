@@ -9,8 +9,8 @@ use clap::{ArgGroup, Parser, ValueEnum};
 use ipnet::Ipv4Net;
 use oxmesh_controller::api::crds_yaml;
 use oxmesh_controller::app::{App, Authority, Options, Source};
-use oxmesh_controller::kubernetes;
 use oxmesh_controller::inject::{self, DataPlane};
+use oxmesh_controller::kubernetes;
 use oxmesh_controller::lint::lint;
 use oxmesh_controller::settings::Settings;
 use tokio::signal::unix::{SignalKind, signal};
@@ -51,6 +51,9 @@ struct Arguments {
     /// Where proxies ask for their configuration.
     #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:15128")]
     xds_addr: SocketAddr,
+    /// Where certificates are signed for keys that pods made (with --kubernetes).
+    #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:15129")]
+    identity_addr: SocketAddr,
     /// A further name for the ADS server's certificate. May be repeated.
     #[arg(long, value_name = "NAME")]
     xds_name: Vec<String>,
@@ -164,6 +167,7 @@ async fn run(arguments: Arguments, settings: Settings) -> anyhow::Result<()> {
         source,
         authority,
         xds_address: arguments.xds_addr,
+        identity_address: arguments.identity_addr,
         admin_address: arguments.admin_addr,
         xds_names: arguments.xds_name,
         xds_ips: arguments.xds_ip,

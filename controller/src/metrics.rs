@@ -106,6 +106,8 @@ const DESCRIPTIONS: &[(&str, &str, &str)] = &[
     ("oxmesh_proxy_nack_count", "counter", "Responses that a proxy refused, by kind of resource"),
     ("oxmesh_proxy_denied_count", "counter", "Streams refused for the proxy's identity, by reason"),
     ("oxmesh_cert_failed_count", "counter", "Leaf certificates that could not be issued"),
+    ("oxmesh_csr_signed_count", "counter", "Certificate requests of pods that were signed"),
+    ("oxmesh_csr_refused_count", "counter", "Certificate requests of pods that were refused, by reason"),
     ("oxmesh_ca_expiry_seconds", "gauge", "Seconds until the authority's certificate runs out"),
     ("oxmesh_cert_first_expiry_seconds", "gauge", "Seconds until the first leaf certificate runs out"),
     ("oxmesh_findings", "gauge", "What there is to say about the objects, by severity"),

@@ -171,6 +171,7 @@ async fn what_keeps_it_from_starting_is_said_in_words() {
         source: Source::Folders(vec![dir.path().join("absent")]),
         authority: Authority::State(dir.path().join("state")),
         xds_address: any,
+        identity_address: any,
         admin_address: any,
         xds_names: vec![],
         xds_ips: vec![],

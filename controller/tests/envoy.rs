@@ -18,7 +18,7 @@ use envoy_types::pb::envoy::config::cluster::v3::Cluster;
 use envoy_types::pb::envoy::config::cluster::v3::cluster::{LbConfig, LbPolicy, RingHashLbConfig};
 use envoy_types::pb::google::protobuf::UInt64Value;
 use oxmesh_controller::bootstrap::{self, BOOTSTRAP_FILE};
-use oxmesh_controller::identity::{Ca, Issuer, Policy, SidecarIdentity};
+use oxmesh_controller::identity::{Ca, Issuer, KeyHome, Policy, SidecarIdentity};
 use oxmesh_controller::xds::Kind;
 use oxmesh_controller::xds::cache::{Resource, State};
 use oxmesh_controller::xds::server::{Denied, Hub, ProxyReport, ServerTls, View, serve};
@@ -70,7 +70,7 @@ fn version(proxy: &ProxyReport, kind: &str) -> Option<String> {
 struct Stage(usize);
 
 impl View for Stage {
-    fn state(&self, _: &SidecarIdentity) -> Result<State, Denied> {
+    fn state(&self, _: &SidecarIdentity, _keys: KeyHome) -> Result<State, Denied> {
         let mut state = State::default();
         let mut add = |name: &str, smallest_ring: u64| {
             let ring = RingHashLbConfig {

@@ -45,7 +45,8 @@ fn normal(value: &Value, added: bool) -> Value {
         Value::Array(items) if items.iter().all(|item| item.get("name").is_some()) => {
             let item = |item: &Value| {
                 let name = item["name"].as_str().unwrap().to_owned();
-                let added = added || ["envoy", "osm-init", "osm-healthcheck", "envoy-bootstrap-config-volume"].contains(&&*name);
+                let added = added
+                    || ["envoy", "osm-init", "osm-healthcheck", "envoy-bootstrap-config-volume"].contains(&&*name);
                 (name, normal(item, added))
             };
             Value::Object(items.iter().map(item).collect())
@@ -53,7 +54,8 @@ fn normal(value: &Value, added: bool) -> Value {
         Value::Array(items) => Value::Array(items.iter().map(|item| normal(item, added)).collect()),
         Value::Object(fields) => {
             let kept = fields.iter().filter(|(key, _)| {
-                let of_server = matches!(key.as_str(), "terminationMessagePath" | "terminationMessagePolicy" | "defaultMode");
+                let of_server =
+                    matches!(key.as_str(), "terminationMessagePath" | "terminationMessagePolicy" | "defaultMode");
                 !(added && of_server) && *key != "nodeName"
             });
             let mut fields: Map<String, Value> = kept.map(|(k, v)| (k.clone(), normal(v, added))).collect();
@@ -141,12 +143,9 @@ fn a_pod_with_probes_and_exclusions_is_osms_but_for_the_list() {
 #[test]
 fn nothing_of_the_application_is_removed_or_changed_but_probes() {
     for name in ["echo", "bookbuyer"] {
-        for (data_plane, native_sidecars) in [
-            (DataPlane::Envoy, true),
-            (DataPlane::Envoy, false),
-            (DataPlane::Oxmesh, true),
-            (DataPlane::Oxmesh, false),
-        ] {
+        for (data_plane, native_sidecars) in
+            [(DataPlane::Envoy, true), (DataPlane::Envoy, false), (DataPlane::Oxmesh, true), (DataPlane::Oxmesh, false)]
+        {
             let before = yaml(&format!("{name}.before"));
             let settings = Settings { data_plane, native_sidecars, ..settings() };
             let after = ours(&before, "8281f730-d0ba-475c-8fa8-4e0dae2b5051", &settings);
@@ -178,9 +177,46 @@ fn nothing_of_the_application_is_removed_or_changed_but_probes() {
 #[test]
 fn two_hundred_hostile_annotation_values_change_no_field() {
     let parts = [
-        "\"", "'", "\n", "\r\n", "\0", "{{", "}}", "{{ .Values.x }}", "$(POD_NAME)", "${PATH}", "`id`", "$(id)", "; rm -rf /",
-        "&anchor", "*anchor", "!!python/object", "<<: *x", "---", "- a", "a: b", "# c", "|", ">", "\\", "\\\"", "\\u0000", "%0a",
-        "--proxy-uid=0", " --dry-run", ",,", "-1", "0", "99999999999", "1e3", "0x50", "١", "\u{202e}", "\u{feff}", "é", "🦀",
+        "\"",
+        "'",
+        "\n",
+        "\r\n",
+        "\0",
+        "{{",
+        "}}",
+        "{{ .Values.x }}",
+        "$(POD_NAME)",
+        "${PATH}",
+        "`id`",
+        "$(id)",
+        "; rm -rf /",
+        "&anchor",
+        "*anchor",
+        "!!python/object",
+        "<<: *x",
+        "---",
+        "- a",
+        "a: b",
+        "# c",
+        "|",
+        ">",
+        "\\",
+        "\\\"",
+        "\\u0000",
+        "%0a",
+        "--proxy-uid=0",
+        " --dry-run",
+        ",,",
+        "-1",
+        "0",
+        "99999999999",
+        "1e3",
+        "0x50",
+        "١",
+        "\u{202e}",
+        "\u{feff}",
+        "é",
+        "🦀",
     ];
     let names = [
         "openservicemesh.io/sidecar-injection",

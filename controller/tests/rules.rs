@@ -15,12 +15,13 @@ use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::{
     TcpProxy, tcp_proxy::ClusterSpecifier as TcpClusters,
 };
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::secret;
+use envoy_types::pb::google::protobuf::Any;
 use oxmesh_controller::identity::{ServiceIdentity, SidecarIdentity};
 use oxmesh_controller::xds::Kind;
-use oxmesh_controller::xds::build::{Issued, build};
+use oxmesh_controller::xds::build::{Issued, SERVICE_CERT_FILE, build, build_key_in_pod};
 use prost::Message as _;
 use serde_json::{Value, json};
-use world::{World, address, any_routes, config, filter, object, permissive, pod, policy, service, target};
+use world::{Sidecar, World, address, any_routes, config, filter, object, permissive, pod, policy, service, target};
 
 const IN: &str = "inbound-listener";
 const OUT: &str = "outbound-listener";
@@ -692,6 +693,36 @@ fn a_sidecar_of_another_account_or_namespace_or_with_a_doubled_uuid_gets_nothing
     assert!(!ask("same", "shop", "twin"));
     assert!(!ask("out-0", "elsewhere", "out"));
     assert_eq!(world.said().len(), 2, "both pods with the uuid are named");
+}
+
+#[test]
+fn a_sidecar_with_a_key_of_its_own_reads_its_certificate_from_a_file_and_is_sent_no_key() {
+    let world = shop(&[permissive()]);
+    for pod in ["web-0", "client-0"] {
+        let workload = world.mesh.workloads().find(|w| w.pod.name == pod).unwrap();
+        let proxy = SidecarIdentity { uuid: workload.uuid.clone().unwrap(), service: workload.identity.clone() };
+        let own = Sidecar(build_key_in_pod(&world.mesh, &proxy, "roots").unwrap());
+        let sent = world.sidecar(pod);
+        let secret = format!("service-cert:{}", proxy.service);
+        let mut expected = sent.names(Kind::Secret);
+        expected.retain(|name| *name != secret);
+        assert_eq!(own.names(Kind::Secret), expected, "everything but the certificate");
+        for name in expected {
+            assert_eq!(own.secret(name), sent.secret(name), "roots come over ADS as ever");
+        }
+        let mut files = 0;
+        for kind in Kind::ALL.into_iter().filter(|kind| *kind != Kind::Secret) {
+            assert_eq!(own.names(kind), sent.names(kind));
+            for (name, message) in own.0.of(kind) {
+                let text = |any: &Any| String::from_utf8_lossy(&any.value).into_owned();
+                let (own, sent) = (text(message), text(&sent.0.of(kind)[name]));
+                assert_eq!(own.matches(SERVICE_CERT_FILE).count(), sent.matches(&secret).count(), "{name}");
+                assert!(!own.contains(&secret), "{name}");
+                files += own.matches(SERVICE_CERT_FILE).count();
+            }
+        }
+        assert!(files > 0, "{pod}");
+    }
 }
 
 #[test]

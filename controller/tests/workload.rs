@@ -23,6 +23,7 @@ async fn start(server: &ApiServer) -> App {
         xds_names: vec![],
         xds_ips: vec![],
         spiffe: false,
+        identity_address: any,
         inject: None,
         settings: Settings::default(),
     })

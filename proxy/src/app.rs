@@ -23,7 +23,9 @@ use tokio::{sync::Notify, time::Instant};
 use crate::{
     args::{Args, Mode},
     bootstrap::{self, Api, Bootstrap},
-    healthcheck, logging,
+    healthcheck,
+    identity::{self, Agent},
+    logging,
     snapshot::Shared,
     telemetry::mesh::{MeshStats, Workload},
     upstream::{SystemResolver, Upstreams},
@@ -84,6 +86,7 @@ pub(crate) struct Parts {
     pub(crate) files: Files,
     pub(crate) control: Control,
     pub(crate) dynamic: Options,
+    pub(crate) agent: Option<Agent>,
 }
 
 impl Parts {
@@ -92,6 +95,7 @@ impl Parts {
         let (changed, outgoing) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
         let files = Files::new(Arc::clone(&changed));
         let resolver = Arc::new(SystemResolver::default());
+        let agent = agent(args, &shared, &resolver)?;
         let upstreams = Upstreams::new(shared.metrics.clone(), workers, resolver, args.upstream_mark);
         let source = Workload::from_env(|key| std::env::var(key).ok());
         let mesh = Some(Arc::new(MeshStats::new(shared.metrics.clone(), source)));
@@ -113,7 +117,16 @@ impl Parts {
             drain_time: args.drain_time,
         };
         let dynamic = Options { origin: Origin::Server, reject_unknown_fields: args.reject_unknown_dynamic_fields };
-        Ok(Self { shared, bootstrap: Arc::new(bootstrap), client, files, control, dynamic })
+        Ok(Self { shared, bootstrap: Arc::new(bootstrap), client, files, control, dynamic, agent })
+    }
+}
+
+/// None without `--identity-server`, and where nothing is served: checking a configuration asks nobody for anything.
+fn agent(args: &Args, shared: &Shared, resolver: &Arc<SystemResolver>) -> anyhow::Result<Option<Agent>> {
+    let options = identity::Options::read(args, std::env::var(identity::TRUST_BUNDLE_VARIABLE).ok())?;
+    match options.filter(|_| args.mode == Mode::Serve) {
+        Some(options) => Agent::new(options, &shared.metrics, Arc::<SystemResolver>::clone(resolver)).map(Some),
+        None => Ok(None),
     }
 }
 

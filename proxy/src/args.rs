@@ -93,6 +93,23 @@ pub struct Args {
     #[arg(long, value_name = "PORTS", value_delimiter = ',', requires = "healthcheck_address")]
     pub healthcheck_ports: Vec<NonZeroU16>,
 
+    /// Server that signs this pod's certificates, https://HOST:PORT; its roots (PEM) are in OXMESH_TRUST_BUNDLE
+    #[arg(long, value_name = "URL", requires = "identity_token", requires = "identity_dir")]
+    pub identity_server: Option<String>,
+
+    /// Name that the signing server's certificate must have, and the control plane's; the host of --identity-server by
+    /// default
+    #[arg(long, value_name = "NAME", requires = "identity_server")]
+    pub identity_server_name: Option<String>,
+
+    /// File with the pod's service account token for --identity-server
+    #[arg(long, value_name = "FILE", requires = "identity_server")]
+    pub identity_token: Option<PathBuf>,
+
+    /// Directory that the pod's key and certificates are kept in, and the SDS files that name them
+    #[arg(long, value_name = "DIR", requires = "identity_server")]
+    pub identity_dir: Option<PathBuf>,
+
     /// Unknown fields in the bootstrap are warnings, not errors
     #[arg(long)]
     pub allow_unknown_static_fields: bool,

@@ -191,7 +191,8 @@ mod tests {
         let port = open.local_addr().unwrap().port();
         let ask = |port: u16| status("/osm-healthcheck", "GET", Some(port.to_string()), &[]);
         assert_eq!(ask(port).await, 400, "a port without a probe is nobody's business");
-        let ask = |asked: u16| async move { status("/osm-healthcheck", "GET", Some(asked.to_string()), &[port, v4]).await };
+        let ask =
+            |asked: u16| async move { status("/osm-healthcheck", "GET", Some(asked.to_string()), &[port, v4]).await };
         assert_eq!((ask(port).await, ask(v4).await), (200, 404));
         if let Ok(v6) = TcpListener::bind("[::1]:0").await {
             let port = v6.local_addr().unwrap().port();

@@ -11,7 +11,7 @@
 //! 2. `telemetry`, `error`, `tls`
 //! 3. `upstream`
 //! 4. `snapshot`, `net`, `tcp`, `http`: a chain of the snapshot holds the running state of its last filter
-//! 5. `xds`, `bootstrap`
+//! 5. `xds`, `bootstrap`, `identity`
 //! 6. `admin`, `healthcheck`, `app`
 
 pub mod admin;
@@ -24,6 +24,7 @@ pub mod drain;
 pub mod error;
 pub mod healthcheck;
 pub mod http;
+pub mod identity;
 pub mod logging;
 pub mod net;
 pub mod snapshot;

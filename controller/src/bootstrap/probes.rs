@@ -103,9 +103,8 @@ impl HttpProbe {
 pub(super) fn listeners(probes: &Probes, listen: IpAddr) -> Vec<Value> {
     let http = ProbeKind::ALL.into_iter().filter_map(|kind| {
         let of_kind = probes.http.iter().filter(|probe| probe.kind == kind);
-        let mut routes: Vec<Value> = of_kind
-            .map(|p| route(&kind.path(&p.container), "GET", &p.cluster(), Some(&p.path), p.timeout))
-            .collect();
+        let mut routes: Vec<Value> =
+            of_kind.map(|p| route(&kind.path(&p.container), "GET", &p.cluster(), Some(&p.path), p.timeout)).collect();
         if kind == ProbeKind::Readiness {
             routes.push(route(READY_PATH, "GET", ADMIN_CLUSTER, Some("/ready"), READY_TIMEOUT));
         }
@@ -122,7 +121,8 @@ pub(super) fn listeners(probes: &Probes, listen: IpAddr) -> Vec<Value> {
 /// The clusters of [`listeners`].
 pub(super) fn clusters(probes: &Probes, admin: std::net::SocketAddr) -> Vec<Value> {
     let http = probes.http.iter().map(|p| {
-        let mut cluster = cluster(&p.cluster(), "127.0.0.1", p.port, p.timeout, &json!({ "http_protocol_options": {} }));
+        let mut cluster =
+            cluster(&p.cluster(), "127.0.0.1", p.port, p.timeout, &json!({ "http_protocol_options": {} }));
         if p.tls {
             cluster["transport_socket"] = json!({
                 "name": "envoy.transport_sockets.tls",

@@ -12,13 +12,13 @@ use std::time::{Duration, SystemTime};
 
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, PublicKeyData as _, SanType,
+    KeyUsagePurpose, PublicKeyData, SanType, SubjectPublicKeyInfo,
 };
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
 use time::OffsetDateTime;
 
-use super::leaf::{BACKDATE, Leaf, LeafRequest};
+use super::leaf::{BACKDATE, Certified, Leaf, LeafRequest};
 
 /// The certificate authority's certificate inside its directory.
 pub const CERT_FILE: &str = "ca.crt";
@@ -193,24 +193,54 @@ impl Ca {
     /// [`CaError::Expired`] if the authority has run out, [`CaError::Sign`] if a name can't be
     /// written in a certificate.
     pub fn issue(&self, request: &LeafRequest, now: SystemTime) -> Result<Leaf, CaError> {
+        let pair = new_key_pair(&request.common_name)?;
+        let Certified { chain_pem, serial, not_after } = self.sign(request, None, &pair, now)?;
+        Ok(Leaf {
+            common_name: request.common_name.clone(),
+            serial,
+            chain_pem,
+            key_pem: pair.serialize_pem(),
+            issued: whole_seconds(now),
+            not_after,
+        })
+    }
+
+    /// Signs a leaf certificate like [`Self::issue`], for a key that somebody else has. `unit` becomes the subject's
+    /// organizational unit.
+    ///
+    /// # Errors
+    /// As [`Self::issue`].
+    pub fn certify(
+        &self,
+        request: &LeafRequest,
+        unit: Option<&str>,
+        key: &SubjectPublicKeyInfo,
+        now: SystemTime,
+    ) -> Result<Certified, CaError> {
+        self.sign(request, unit, key, now)
+    }
+
+    fn sign(
+        &self,
+        request: &LeafRequest,
+        unit: Option<&str>,
+        key: &impl PublicKeyData,
+        now: SystemTime,
+    ) -> Result<Certified, CaError> {
         if now >= self.not_after {
             return Err(CaError::Expired(self.not_after.into()));
         }
         let now = whole_seconds(now);
         let not_after = (now + request.validity).min(self.not_after);
-        let name = &request.common_name;
-        let pair = new_key_pair(name)?;
         let signed = leaf_params(request, now, not_after)
-            .and_then(|params| params.signed_by(&pair, &self.issuer))
-            .map_err(|source| CaError::Sign { name: name.clone(), source })?;
-        Ok(Leaf {
-            common_name: name.clone(),
-            serial: serial_of(signed.der()),
-            chain_pem: signed.pem(),
-            key_pem: pair.serialize_pem(),
-            issued: now,
-            not_after,
-        })
+            .and_then(|mut params| {
+                if let Some(unit) = unit {
+                    params.distinguished_name.push(DnType::OrganizationalUnitName, unit);
+                }
+                params.signed_by(key, &self.issuer)
+            })
+            .map_err(|source| CaError::Sign { name: request.common_name.clone(), source })?;
+        Ok(Certified { serial: serial_of(signed.der()), chain_pem: signed.pem(), not_after })
     }
 }
 

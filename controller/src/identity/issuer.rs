@@ -10,10 +10,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
+use rcgen::SubjectPublicKeyInfo;
 use tokio::sync::Notify;
 use tracing::{info, warn};
 
-use super::{Ca, CaError, Leaf, LeafRequest, ServiceIdentity, SidecarIdentity};
+use super::{Ca, CaError, Certified, KeyHome, Leaf, LeafRequest, ServiceIdentity, SidecarIdentity};
 
 /// What leaves should look like; from MeshConfig and the installation's settings.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,6 +42,15 @@ pub struct Issuer {
     issued: AtomicU64,
     failed: AtomicU64,
     renewed: Notify,
+}
+
+/// The certificates of a sidecar whose key is its pod's own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PodCertificates {
+    /// With which the sidecar asks for its configuration.
+    pub sidecar: Certified,
+    /// With which it speaks to other workloads.
+    pub service: Certified,
 }
 
 #[derive(Debug)]
@@ -160,6 +170,27 @@ impl Issuer {
             validity,
         };
         self.ca.issue(&request, SystemTime::now())
+    }
+
+    /// Certificates for a key that the sidecar's pod made: as sidecar, marked as such, and as its service identity.
+    /// They end together. No key is made or kept here.
+    ///
+    /// # Errors
+    /// [`CaError`] if they can't be issued.
+    pub fn certify(
+        &self,
+        id: &SidecarIdentity,
+        key: &SubjectPublicKeyInfo,
+        now: SystemTime,
+    ) -> Result<PodCertificates, CaError> {
+        let policy = self.policy();
+        let service = policy.request(&id.service);
+        let sidecar =
+            LeafRequest { common_name: id.common_name(&policy.trust_domain), uris: vec![], ..service.clone() };
+        Ok(PodCertificates {
+            sidecar: self.ca.certify(&sidecar, Some(KeyHome::POD_UNIT), key, now)?,
+            service: self.ca.certify(&service, None, key, now)?,
+        })
     }
 
     fn renew(&self, inner: &mut Inner, id: &ServiceIdentity, now: SystemTime) -> Result<Arc<Leaf>, CaError> {

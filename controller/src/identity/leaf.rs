@@ -41,6 +41,17 @@ pub struct Leaf {
     pub serial: String,
 }
 
+/// A certificate for a key that somebody else has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Certified {
+    /// The certificate in PEM, then intermediates if there are any.
+    pub chain_pem: String,
+    /// The serial number in hexadecimal.
+    pub serial: String,
+    /// The last moment at which it is valid.
+    pub not_after: SystemTime,
+}
+
 impl Leaf {
     /// When it should be replaced: when a third of its life, or five minutes but never more than
     /// half of its life, is left. OSM's rule, made safe for short lives.

@@ -8,8 +8,9 @@ pub mod ca_secret;
 pub mod issuer;
 pub mod leaf;
 pub mod name;
+pub mod sign;
 
 pub use ca::{Ca, CaError};
-pub use issuer::{Issuer, Policy};
-pub use leaf::{Leaf, LeafRequest};
-pub use name::{NameError, ServiceIdentity, SidecarIdentity};
+pub use issuer::{Issuer, PodCertificates, Policy};
+pub use leaf::{Certified, Leaf, LeafRequest};
+pub use name::{KeyHome, NameError, ServiceIdentity, SidecarIdentity};

@@ -49,6 +49,31 @@ pub struct SidecarIdentity {
     pub service: ServiceIdentity,
 }
 
+/// Where the private key of a sidecar's certificates is made and kept.
+///
+/// Read from the certificate with which the sidecar asks for its configuration; nothing that a sidecar says of itself
+/// counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum KeyHome {
+    /// The controller makes it and hands it out over SDS, as OSM does.
+    #[default]
+    Controller,
+    /// The pod makes it and had it signed; it never leaves the pod.
+    Pod,
+}
+
+impl KeyHome {
+    /// The organizational unit that marks a certificate which was signed for a key of the pod's own. Requests can't ask
+    /// for a unit, so only the signer sets it.
+    pub const POD_UNIT: &'static str = "oxmesh-key-in-pod";
+
+    /// By the organizational units in a certificate's subject.
+    pub fn of_units<'a>(mut units: impl Iterator<Item = &'a str>) -> Self {
+        if units.any(|unit| unit == Self::POD_UNIT) { Self::Pod } else { Self::Controller }
+    }
+}
+
 /// Why a certificate's name is not a sidecar's.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {

@@ -29,14 +29,20 @@ pub(super) async fn keep(client: Client, injector: &Injector) {
     loop {
         match changes.next().await {
             Some(Ok(object)) => settle(&api, object, injector).await,
-            Some(Err(error)) => warn!(%error, webhook = name, "the webhook configuration can't be watched for a moment"),
+            Some(Err(error)) => {
+                warn!(%error, webhook = name, "the webhook configuration can't be watched for a moment")
+            }
             None => return,
         }
     }
 }
 
 /// Writes until it is right. A later change comes as an event of its own.
-async fn settle(api: &Api<MutatingWebhookConfiguration>, mut object: MutatingWebhookConfiguration, injector: &Injector) {
+async fn settle(
+    api: &Api<MutatingWebhookConfiguration>,
+    mut object: MutatingWebhookConfiguration,
+    injector: &Injector,
+) {
     let name = object.name_any();
     let mut pause = FIRST_PAUSE;
     loop {
@@ -48,7 +54,9 @@ async fn settle(api: &Api<MutatingWebhookConfiguration>, mut object: MutatingWeb
             }
             // The version has gone on.
             Err(kube::Error::Api(status)) if matches!(status.code, 409 | 422) => debug!(webhook = name, "conflict"),
-            Err(error) => warn!(%error, webhook = name, "caBundle can't be written (no pod gets a sidecar until it is)"),
+            Err(error) => {
+                warn!(%error, webhook = name, "caBundle can't be written (no pod gets a sidecar until it is)")
+            }
         }
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(LONGEST_PAUSE);

@@ -4,13 +4,16 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{
     Capabilities, Container, ContainerPort, EmptyDirVolumeSource, EnvVar, EnvVarSource, ExecAction, HTTPGetAction,
-    Lifecycle, LifecycleHandler, ObjectFieldSelector, Probe, ProjectedVolumeSource, ResourceRequirements, SeccompProfile,
-    SecretVolumeSource, SecurityContext, ServiceAccountTokenProjection, Volume, VolumeMount, VolumeProjection,
+    Lifecycle, LifecycleHandler, ObjectFieldSelector, Probe, ProjectedVolumeSource, ResourceRequirements,
+    SeccompProfile, SecretVolumeSource, SecurityContext, ServiceAccountTokenProjection, Volume, VolumeMount,
+    VolumeProjection,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
-use super::annotations::{CPU_LIMIT, CPU_REQUEST, LEVELS, MEMORY_LIMIT, MEMORY_REQUEST, is_image, of_namespace, of_pod};
+use super::annotations::{
+    CPU_LIMIT, CPU_REQUEST, LEVELS, MEMORY_LIMIT, MEMORY_REQUEST, is_image, of_namespace, of_pod,
+};
 use super::exclusions::Exclusions;
 use super::rewrite::Rewritten;
 use super::{BOOTSTRAP_VOLUME, DataPlane, HEALTHCHECK, HEALTHCHECK_PORT, IDENTITY_VOLUME, INIT, Refusal};
@@ -50,11 +53,9 @@ pub fn choose(
         None => of_namespace(request.namespace).data_plane()?.unwrap_or(settings.data_plane),
     };
     let set = |field: &'static str, text: &Option<String>| match text.as_deref().filter(|text| !text.is_empty()) {
-        Some(image) if !is_image(image) => Err(Refusal::MeshConfig {
-            field,
-            value: image.to_owned(),
-            problem: "is not an image reference".to_owned(),
-        }),
+        Some(image) if !is_image(image) => {
+            Err(Refusal::MeshConfig { field, value: image.to_owned(), problem: "is not an image reference".to_owned() })
+        }
         other => Ok(other.map(str::to_owned)),
     };
     let of_mesh = match data_plane {
@@ -111,10 +112,7 @@ fn pod_ip_mode(mesh: &SidecarSpec) -> Result<bool, Refusal> {
 }
 
 /// MeshConfig's resources, with the pod's own amounts in place of its.
-fn resources(
-    pod: &k8s_openapi::api::core::v1::Pod,
-    mesh: &SidecarSpec,
-) -> Result<ResourceRequirements, Refusal> {
+fn resources(pod: &k8s_openapi::api::core::v1::Pod, mesh: &SidecarSpec) -> Result<ResourceRequirements, Refusal> {
     let own = of_pod(pod);
     let mut resources = mesh.resources.clone().unwrap_or_default();
     let set = |map: &mut Option<BTreeMap<String, Quantity>>, key: &str, amount: Option<Quantity>| {
@@ -201,7 +199,11 @@ pub fn sidecar(
             args.extend(["--config-yaml".to_owned(), literal(&text)]);
             args.extend(identity_args(&settings.osm_namespace));
             args.extend(healthcheck_args(rewritten, settings));
-            env.push(EnvVar { name: "OXMESH_TRUST_BUNDLE".to_owned(), value: Some(request.trust_bundle.to_owned()), ..EnvVar::default() });
+            env.push(EnvVar {
+                name: "OXMESH_TRUST_BUNDLE".to_owned(),
+                value: Some(request.trust_bundle.to_owned()),
+                ..EnvVar::default()
+            });
         }
     }
     args.extend(["--service-cluster".to_owned(), format!("{}.{}", identity.service_account, identity.namespace)]);
@@ -363,11 +365,16 @@ fn healthcheck_args(rewritten: &Rewritten, settings: &Settings) -> Vec<String> {
 }
 
 fn ports(choice: &Choice, rewritten: &Rewritten) -> Vec<ContainerPort> {
-    let mut ports =
-        vec![port(Some("proxy-admin"), 15_000), port(Some("proxy-inbound"), 15_003), port(Some("proxy-metrics"), 15_010)];
-    for (kind, name) in
-        [(ProbeKind::Liveness, "liveness-port"), (ProbeKind::Readiness, "readiness-port"), (ProbeKind::Startup, "startup-port")]
-    {
+    let mut ports = vec![
+        port(Some("proxy-admin"), 15_000),
+        port(Some("proxy-inbound"), 15_003),
+        port(Some("proxy-metrics"), 15_010),
+    ];
+    for (kind, name) in [
+        (ProbeKind::Liveness, "liveness-port"),
+        (ProbeKind::Readiness, "readiness-port"),
+        (ProbeKind::Startup, "startup-port"),
+    ] {
         if rewritten.has(kind) {
             ports.push(port(Some(name), kind.port()));
         }

@@ -68,7 +68,9 @@ pub fn merge(mesh: Option<&TrafficSpec>, pod: &Annotations<'_>) -> Result<Exclus
         )?,
     };
     match merged.inbound_ports.iter().find(|port| port.parse().is_ok_and(is_our_port)) {
-        Some(port) => Err(pod.refuse(INBOUND_PORTS, port, "is the sidecar's own port, which others must not reach past it")),
+        Some(port) => {
+            Err(pod.refuse(INBOUND_PORTS, port, "is the sidecar's own port, which others must not reach past it"))
+        }
         None => Ok(merged),
     }
 }

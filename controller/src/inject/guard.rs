@@ -5,9 +5,9 @@
 
 use k8s_openapi::api::core::v1::{Container, Pod, PodSecurityContext, PodSpec, SecurityContext};
 
+use super::is_our_port;
 use super::refusal::quoted;
 use super::{BOOTSTRAP_VOLUME, CONTAINERS, IDENTITY_VOLUME, INIT, PROXY_UUID_LABEL, Refusal, SIDECAR, UID, VOLUMES};
-use super::is_our_port;
 
 /// Whether a pod has been here before.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -149,7 +149,8 @@ fn refuse_user(path: &str, fields: &[(&str, bool)]) -> Result<(), Refusal> {
     }
 }
 
-const ONLY_LINUX: &str = "the sidecar runs on Linux alone (annotate the pod openservicemesh.io/sidecar-injection: disabled)";
+const ONLY_LINUX: &str =
+    "the sidecar runs on Linux alone (annotate the pod openservicemesh.io/sidecar-injection: disabled)";
 
 #[cfg(test)]
 mod tests {

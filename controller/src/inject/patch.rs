@@ -58,14 +58,7 @@ pub(super) fn build(
 
     let pod = carry_over(raw, &before, &after)?;
     let Rewritten { probes, .. } = rewritten;
-    Ok(Injection {
-        patch: json_patch::diff(raw, &pod),
-        pod,
-        data_plane: choice.data_plane,
-        identity,
-        probes,
-        warnings,
-    })
+    Ok(Injection { patch: json_patch::diff(raw, &pod), pod, data_plane: choice.data_plane, identity, probes, warnings })
 }
 
 /// Tells Prometheus where the sidecar's metrics are, unless the application has told it something already.

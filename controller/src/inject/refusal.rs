@@ -16,7 +16,10 @@ pub enum Refusal {
         problem: String,
     },
     /// A value of MeshConfig makes no sense.
-    #[error("MeshConfig osm-mesh-config, {field}: {} {problem} (correct the MeshConfig; until then no pod gets a sidecar)", quoted(value))]
+    #[error(
+        "MeshConfig osm-mesh-config, {field}: {} {problem} (correct the MeshConfig; until then no pod gets a sidecar)",
+        quoted(value)
+    )]
     MeshConfig {
         /// The field.
         field: &'static str,

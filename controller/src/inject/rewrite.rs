@@ -5,7 +5,9 @@
 
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{Container, ContainerPort, HTTPGetAction, HTTPHeader, PodSpec, Probe, TCPSocketAction};
+use k8s_openapi::api::core::v1::{
+    Container, ContainerPort, HTTPGetAction, HTTPHeader, PodSpec, Probe, TCPSocketAction,
+};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::refusal::quoted;
@@ -139,7 +141,10 @@ impl Rewrite<'_> {
         let path = path.split_once('#').map_or(path, |(path, _)| path);
         let field = || format!("{}.httpGet.path", self.path);
         if path.len() > MAX_PATH {
-            return Err(Refusal::field(field(), format!("has {} bytes, and a probe's path may have {MAX_PATH}", path.len())));
+            return Err(Refusal::field(
+                field(),
+                format!("has {} bytes, and a probe's path may have {MAX_PATH}", path.len()),
+            ));
         }
         if path.starts_with("//") || path.contains("://") || path.bytes().any(|b| b.is_ascii_control()) {
             return Err(Refusal::field(field(), format!("{} is not a path (write /healthz?full=1)", quoted(path))));

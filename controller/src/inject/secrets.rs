@@ -81,7 +81,8 @@ pub(super) async fn look_after(client: Client, injector: &Injector) {
 
 async fn look(client: &Client, mesh: &str, objects: &Objects) -> kube::Result<()> {
     let all: Api<Secret> = Api::all(client.clone());
-    let list = all.list_metadata(&ListParams::default().labels(&format!("{MESH_LABEL}={mesh},{PROXY_UUID_LABEL}"))).await?;
+    let list =
+        all.list_metadata(&ListParams::default().labels(&format!("{MESH_LABEL}={mesh},{PROXY_UUID_LABEL}"))).await?;
     for secret in list.items.iter().filter(|secret| secret.owner_references().is_empty()) {
         let namespace = secret.namespace().unwrap_or_default();
         let api: Api<Secret> = Api::namespaced(client.clone(), &namespace);

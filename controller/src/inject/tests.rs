@@ -29,8 +29,12 @@ fn namespace() -> k8s_openapi::api::core::v1::Namespace {
 
 fn outcome(pod: &Value, settings: &Settings, mesh: Value) -> Result<Outcome, String> {
     let (namespace, mesh) = (namespace(), serde_json::from_value(mesh).unwrap());
-    let request =
-        Request { namespace: &namespace, mesh_config: Some(&mesh), uuid: UUID, trust_bundle: "-----BEGIN CERTIFICATE-----" };
+    let request = Request {
+        namespace: &namespace,
+        mesh_config: Some(&mesh),
+        uuid: UUID,
+        trust_bundle: "-----BEGIN CERTIFICATE-----",
+    };
     inject(pod, &request, settings).map_err(|refusal| refusal.to_string())
 }
 
@@ -243,7 +247,8 @@ fn kubernetes_does_not_put_variables_into_a_path_and_odd_bytes_are_escaped_as_ku
     let probe = json!({"livenessProbe": {"httpGet": {"path": "/a b/$(OXMESH_TRUST_BUNDLE)/é", "port": 80}}});
     let injection = injected(&app(probe), &settings(), json!({}));
     assert_eq!(injection.probes.http[0].path, "/a%20b/$(OXMESH_TRUST_BUNDLE)/%C3%A9");
-    let text = after_flag(&args(&injection.pod["spec"]["initContainers"], "envoy"), "--config-yaml").unwrap().to_owned();
+    let text =
+        after_flag(&args(&injection.pod["spec"]["initContainers"], "envoy"), "--config-yaml").unwrap().to_owned();
     assert!(text.contains("$$(OXMESH") && !text.replace("$$", "").contains('$'), "{text}");
 }
 
@@ -268,9 +273,13 @@ fn prometheus_is_told_once_per_namespace_and_the_applications_word_stands() {
 
 #[test]
 fn hooks_that_kubelet_would_call_without_a_certificate_are_warned_of() {
-    let hook = json!({"lifecycle": {"preStop": {"httpGet": {"port": 8080}}, "postStart": {"exec": {"command": ["x"]}}}});
+    let hook =
+        json!({"lifecycle": {"preStop": {"httpGet": {"port": 8080}}, "postStart": {"exec": {"command": ["x"]}}}});
     let warnings = injected(&app(hook.clone()), &settings(), json!({})).warnings;
-    assert!(warnings.len() == 1 && warnings[0].contains("spec.containers[app].lifecycle.preStop.httpGet"), "{warnings:?}");
+    assert!(
+        warnings.len() == 1 && warnings[0].contains("spec.containers[app].lifecycle.preStop.httpGet"),
+        "{warnings:?}"
+    );
     let mesh = json!({"traffic": {"inboundPortExclusionList": [8080]}});
     assert!(injected(&app(hook), &settings(), mesh).warnings.is_empty());
 }

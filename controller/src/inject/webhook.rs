@@ -27,7 +27,9 @@ use tracing::{debug, info, warn};
 
 pub use super::certificate::InjectorTls;
 use super::guard::is_uuid;
-use super::{DataPlane, Outcome, PROXY_UUID_LABEL, Request, Settings, Why, ca_bundle, decision, inject, secrets, server};
+use super::{
+    DataPlane, Outcome, PROXY_UUID_LABEL, Request, Settings, Why, ca_bundle, decision, inject, secrets, server,
+};
 use crate::api::Key;
 use crate::identity::Issuer;
 use crate::mesh::MESH_CONFIG;
@@ -136,7 +138,8 @@ impl Injector {
             Ok(Outcome::Already(_)) => response,
             Ok(Outcome::Injected(injection)) => {
                 if injection.data_plane == DataPlane::Envoy && !request.dry_run {
-                    let made = secrets::create(&self.client, &injection, &request.uid, &self.issuer, &self.settings).await;
+                    let made =
+                        secrets::create(&self.client, &injection, &request.uid, &self.issuer, &self.settings).await;
                     if let Err(error) = made {
                         return refuse(error.to_string());
                     }

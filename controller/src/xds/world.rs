@@ -7,7 +7,7 @@ use super::Kind;
 use super::build::{self, Issued};
 use super::cache::{Resource, State};
 use super::server::{Denied, View};
-use crate::identity::{Issuer, SidecarIdentity};
+use crate::identity::{Issuer, KeyHome, SidecarIdentity};
 use crate::mesh::Mesh;
 
 /// A mesh together with the authority whose certificates its proxies get.
@@ -20,17 +20,21 @@ pub struct World {
 }
 
 impl View for World {
-    fn state(&self, proxy: &SidecarIdentity) -> Result<State, Denied> {
+    fn state(&self, proxy: &SidecarIdentity, keys: KeyHome) -> Result<State, Denied> {
         let no_pod = || Denied::NoSuchPod(proxy.clone());
         // Before a certificate is issued for a name that nobody has.
         self.mesh.workload_of(proxy).ok_or_else(no_pod)?;
-        let leaf = self
-            .issuer
-            .leaf(&proxy.service, SystemTime::now())
-            .map_err(|error| Denied::Unavailable(error.to_string()))?;
-        let issued =
-            Issued { chain_pem: &leaf.chain_pem, key_pem: &leaf.key_pem, roots_pem: self.issuer.ca().cert_pem() };
-        let resources = build::build(&self.mesh, proxy, &issued).ok_or_else(no_pod)?;
+        let roots_pem = self.issuer.ca().cert_pem();
+        let resources = match keys {
+            KeyHome::Pod => build::build_key_in_pod(&self.mesh, proxy, roots_pem),
+            KeyHome::Controller => {
+                let leaf = self.issuer.leaf(&proxy.service, SystemTime::now());
+                let leaf = leaf.map_err(|error| Denied::Unavailable(error.to_string()))?;
+                let issued = Issued { chain_pem: &leaf.chain_pem, key_pem: &leaf.key_pem, roots_pem };
+                build::build(&self.mesh, proxy, &issued)
+            }
+        };
+        let resources = resources.ok_or_else(no_pod)?;
         let mut state = State::default();
         for kind in Kind::ALL {
             for (name, message) in resources.of(kind) {

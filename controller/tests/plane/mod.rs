@@ -97,6 +97,7 @@ async fn start(dir: &Path) -> App {
         source: Source::Folders(vec![dir.join("objects")]),
         authority: Authority::State(dir.join("state")),
         xds_address: any,
+        identity_address: any,
         admin_address: any,
         xds_names: vec![],
         xds_ips: vec![],

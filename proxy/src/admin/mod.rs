@@ -42,6 +42,7 @@ use crate::{
     },
     args::Args,
     bootstrap::{self, Bootstrap},
+    identity::Progress,
     logging::Logging,
     snapshot::Shared,
     telemetry::{
@@ -76,6 +77,7 @@ pub struct Admin {
     bootstrap: Arc<Bootstrap>,
     logging: Logging,
     workers: Arc<Workers>,
+    identity: Option<Progress>,
     asks: mpsc::Sender<Ask>,
     stats: ServerStats,
     started: SystemTime,
@@ -105,6 +107,7 @@ impl Admin {
         bootstrap: Arc<Bootstrap>,
         logging: Logging,
         workers: Arc<Workers>,
+        identity: Option<Progress>,
         asks: mpsc::Sender<Ask>,
     ) -> Self {
         let stats = ServerStats::new(&shared.metrics, u32::try_from(workers.count()).unwrap_or(u32::MAX));
@@ -117,6 +120,7 @@ impl Admin {
             bootstrap,
             logging,
             workers,
+            identity,
             asks,
             stats,
             started: SystemTime::now(),
@@ -231,11 +235,16 @@ impl Admin {
         response
     }
 
+    /// Why there is no certificate to ask for configuration with.
+    fn awaited_identity(&self) -> Option<String> {
+        self.identity.as_ref()?.waits_for()
+    }
+
     fn state(&self) -> State {
         let status = self.status.load();
         if self.failed.load(Relaxed) || self.ending.load(Relaxed) {
             State::Draining
-        } else if !status.clusters_settled {
+        } else if !status.clusters_settled || self.awaited_identity().is_some() {
             State::PreInitializing
         } else if !status.all_settled {
             State::Initializing

@@ -52,6 +52,7 @@ impl Admin {
             crate::xds::kind::Kind::ALL.into_iter().flat_map(of).collect()
         };
         Page::json(&json!({
+            "awaited_identity": self.awaited_identity(),
             "warming_clusters": status.warming,
             "waiting_listeners": status.waiting_listeners,
             "not_in_force": status.faults,

@@ -129,7 +129,8 @@ impl Admin {
     async fn ready(&self) -> Page {
         let state = self.state();
         if state != State::Live {
-            return Page::error(StatusCode::SERVICE_UNAVAILABLE, format!("{}\n", word(state)));
+            let why = self.awaited_identity().map(|why| format!("no certificate yet: {why}\n")).unwrap_or_default();
+            return Page::error(StatusCode::SERVICE_UNAVAILABLE, format!("{}\n{why}", word(state)));
         }
         if !self.workers.respond(WORKER_PATIENCE).await {
             return Page::error(StatusCode::SERVICE_UNAVAILABLE, "a traffic thread does not respond\n");

@@ -20,6 +20,7 @@ use crate::{
     args::Args,
     drain::Drain,
     healthcheck::Healthcheck,
+    identity::Agent,
     logging::Logging,
     snapshot::Shared,
     xds::stream::Stream,
@@ -27,7 +28,7 @@ use crate::{
 
 /// Serves until a signal or `/quitquitquit`.
 pub(super) async fn serve(args: &Args, parts: Parts, logging: Logging, workers: usize) -> anyhow::Result<()> {
-    let Parts { shared, bootstrap, client, files, control, dynamic } = parts;
+    let Parts { shared, bootstrap, client, files, control, dynamic, agent } = parts;
     let mut signals = Signals::listen().context("signal handlers")?;
     refuse_faulty_statics(&control.status.load().faults)?;
     let workers = Arc::new(Workers::start(workers).context("traffic threads")?);
@@ -47,6 +48,7 @@ pub(super) async fn serve(args: &Args, parts: Parts, logging: Logging, workers: 
         Arc::clone(&bootstrap),
         logging.clone(),
         Arc::clone(&workers),
+        agent.as_ref().map(Agent::progress),
         asks,
     ));
     let (close, closes) = mpsc::channel(8);
@@ -58,7 +60,7 @@ pub(super) async fn serve(args: &Args, parts: Parts, logging: Logging, workers: 
     }
     tokio::spawn(sockets.run(closes));
     tokio::spawn(files.clone().watch());
-    if let Some(ads) = &bootstrap.ads {
+    let stream = bootstrap.ads.as_ref().map(|ads| {
         let stream = Stream {
             ads: ads.clone(),
             node: bootstrap.node.clone(),
@@ -69,8 +71,9 @@ pub(super) async fn serve(args: &Args, parts: Parts, logging: Logging, workers: 
             outgoing: Arc::clone(&control.outgoing),
             options: dynamic,
         };
-        tokio::spawn(stream.run());
-    }
+        stream.run()
+    });
+    tokio::spawn(begin(agent, stream));
     tokio::spawn(control.run());
     tracing::info!(version = env!("CARGO_PKG_VERSION"), workers = workers.count(), "serving");
     loop {
@@ -106,6 +109,20 @@ pub(super) async fn serve(args: &Args, parts: Parts, logging: Logging, workers: 
     // The writers are threads of their own; nothing else is left to do for this one.
     sinks.flush(FLUSH);
     Ok(())
+}
+
+/// Asks for configuration, once there is a certificate to ask with.
+async fn begin(agent: Option<Agent>, stream: Option<impl Future<Output = ()> + Send + 'static>) {
+    let mut agent = agent;
+    if let Some(agent) = &mut agent {
+        agent.first().await;
+    }
+    if let Some(stream) = stream {
+        tokio::spawn(stream);
+    }
+    if let Some(agent) = agent {
+        agent.run().await;
+    }
 }
 
 async fn asked_to_end(signals: &mut Signals) {

@@ -31,6 +31,10 @@ impl Ca {
         self.0.pem()
     }
 
+    pub(crate) fn issuer(&self) -> &rcgen::Issuer<'static, KeyPair> {
+        &self.0
+    }
+
     /// A leaf for both sides of a connection, changed by `edit`.
     pub(crate) fn leaf(&self, edit: impl FnOnce(&mut CertificateParams)) -> CertificatePair {
         let mut params = CertificateParams::default();

@@ -19,6 +19,7 @@ use envoy_types::pb::envoy::extensions::upstreams::http::v3::{
 };
 use envoy_types::pb::google::protobuf::Any;
 
+use super::Scene;
 use super::message::{ads, any, duration, socket_address, transport_socket, uint};
 use super::tls;
 use crate::identity::ServiceIdentity;
@@ -38,12 +39,12 @@ pub(super) fn local_name(service: &Service, target: u16) -> String {
 }
 
 /// The pods of `service`, over the mesh's TLS.
-pub(super) fn mesh_cluster(mesh: &Mesh, own: &ServiceIdentity, service: &Service, target: u16) -> Cluster {
+pub(super) fn mesh_cluster(scene: &Scene<'_>, service: &Service, target: u16) -> Cluster {
     let name = name(service, target);
-    let limits = mesh.limits(&service.name).map(|l| l.connections.clone()).unwrap_or_default();
+    let limits = scene.mesh.limits(&service.name).map(|l| l.connections.clone()).unwrap_or_default();
     Cluster {
         eds_cluster_config: Some(EdsClusterConfig { eds_config: ads(), ..Default::default() }),
-        transport_socket: transport_socket(&name, any(&tls::upstream(mesh, own, service))),
+        transport_socket: transport_socket(&name, any(&tls::upstream(scene, service))),
         ..limited(name, DiscoveryType::Eds, &limits)
     }
 }

@@ -43,9 +43,8 @@ pub(super) fn add(scene: &Scene<'_>, resources: &mut Resources) {
     }
     add_ingress(scene, resources, &mut chains);
     if !chains.is_empty() {
-        let own = &scene.workload.identity;
-        resources.put(Kind::Secret, tls::own_certificate_secret(own, scene.issued));
-        resources.put(Kind::Secret, tls::inbound_roots_secret(own, scene.issued));
+        tls::own_certificate_secret(scene).into_iter().for_each(|secret| resources.put(Kind::Secret, secret));
+        resources.put(Kind::Secret, tls::inbound_roots_secret(scene));
         let mut inbound =
             listener::listener(scene.workload, "inbound-listener", INBOUND_PORT, TrafficDirection::Inbound, &scene.log);
         inbound.filter_chains = chains;
@@ -89,7 +88,7 @@ fn mesh_chain(scene: &Scene<'_>, service: &Service, target: u16, protocol: Proto
         let local = cluster::local_name(service, target);
         listener::tcp(format!("inbound-mesh-tcp-proxy.{local}"), &[(local, 1)], &scene.log)
     });
-    let context = tls::downstream(scene.mesh, &scene.workload.identity, true);
+    let context = tls::downstream(scene, true);
     FilterChain {
         filter_chain_match: Some(FilterChainMatch {
             destination_port: uint(target.into()),
@@ -145,7 +144,7 @@ fn ingress_chain(scene: &Scene<'_>, service: &Service, ingress: &Ingress, routes
     if let Some(tls) = &ingress.tls {
         "tls".clone_into(&mut matches.transport_protocol);
         matches.server_names = tls.sni_hosts.iter().cloned().collect();
-        let context = tls::downstream(scene.mesh, &scene.workload.identity, tls.client_certificate);
+        let context = tls::downstream(scene, tls.client_certificate);
         socket = transport_socket(&name, any(&context));
     }
     let guards = authorization_missing(scene).into_iter().chain(rate_limit(scene, service, &name));

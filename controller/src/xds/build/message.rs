@@ -4,8 +4,8 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use envoy_types::pb::envoy::config::core::v3::{
-    Address, AggregatedConfigSource, ApiVersion, CidrRange, ConfigSource, SocketAddress, TransportSocket, address,
-    config_source, socket_address, transport_socket,
+    Address, AggregatedConfigSource, ApiVersion, CidrRange, ConfigSource, PathConfigSource, SocketAddress,
+    TransportSocket, WatchedDirectory, address, config_source, socket_address, transport_socket,
 };
 use envoy_types::pb::envoy::config::route::v3::{HeaderMatcher, header_matcher};
 use envoy_types::pb::envoy::r#type::matcher::v3::{RegexMatcher, StringMatcher, string_matcher};
@@ -38,6 +38,17 @@ pub(super) fn ads() -> Option<ConfigSource> {
     Some(ConfigSource {
         resource_api_version: ApiVersion::V3.into(),
         config_source_specifier: Some(config_source::ConfigSourceSpecifier::Ads(AggregatedConfigSource::default())),
+        ..Default::default()
+    })
+}
+
+/// A file that is read again whenever a name in `directory` is replaced, as by a swap of links.
+pub(super) fn watched_file(path: &str, directory: &str) -> Option<ConfigSource> {
+    let watched_directory = Some(WatchedDirectory { path: directory.to_owned(), ..Default::default() });
+    let source = PathConfigSource { path: path.to_owned(), watched_directory, ..Default::default() };
+    Some(ConfigSource {
+        resource_api_version: ApiVersion::V3.into(),
+        config_source_specifier: Some(config_source::ConfigSourceSpecifier::PathConfigSource(source)),
         ..Default::default()
     })
 }

@@ -24,6 +24,7 @@ use envoy_types::pb::envoy::config::listener::v3::Listener;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::Secret;
 use envoy_types::pb::google::protobuf::Any;
 
+pub use self::tls::{IDENTITY_DIR, SERVICE_CERT_FILE, SERVICE_CERT_SECRET};
 use super::Kind;
 use crate::identity::SidecarIdentity;
 use crate::mesh::{Mesh, Workload};
@@ -91,19 +92,41 @@ macro_rules! named {
 }
 named!(Cluster.name, ClusterLoadAssignment.cluster_name, Listener.name, Secret.name);
 
+/// Where a sidecar finds its own certificate.
+#[derive(Clone, Copy)]
+enum OwnCertificate<'a> {
+    /// In a secret over ADS.
+    Sent { chain_pem: &'a str, key_pem: &'a str },
+    /// In a file that it wrote itself.
+    InPod,
+}
+
 /// What is rendered.
 struct Scene<'a> {
     mesh: &'a Mesh,
     workload: &'a Workload,
-    issued: &'a Issued<'a>,
+    certificate: OwnCertificate<'a>,
+    roots_pem: &'a str,
     log: LogEntry,
 }
 
 /// Renders the resources of `proxy`; `None` if the mesh has no such workload, which then must get nothing.
 #[must_use]
 pub fn build(mesh: &Mesh, proxy: &SidecarIdentity, issued: &Issued<'_>) -> Option<Resources> {
+    let certificate = OwnCertificate::Sent { chain_pem: issued.chain_pem, key_pem: issued.key_pem };
+    render(mesh, proxy, certificate, issued.roots_pem)
+}
+
+/// The same for a sidecar whose key is its pod's own: it finds its certificate in [`SERVICE_CERT_FILE`].
+#[must_use]
+pub fn build_key_in_pod(mesh: &Mesh, proxy: &SidecarIdentity, roots_pem: &str) -> Option<Resources> {
+    render(mesh, proxy, OwnCertificate::InPod, roots_pem)
+}
+
+fn render(mesh: &Mesh, proxy: &SidecarIdentity, certificate: OwnCertificate<'_>, roots_pem: &str) -> Option<Resources> {
     let workload = mesh.workload_of(proxy)?;
-    let scene = Scene { mesh, workload, issued, log: access_log::entry(mesh.access_log(workload)) };
+    let log = access_log::entry(mesh.access_log(workload));
+    let scene = Scene { mesh, workload, certificate, roots_pem, log };
     let mut resources = Resources::default();
     inbound::add(&scene, &mut resources);
     outbound::add(&scene, &mut resources);

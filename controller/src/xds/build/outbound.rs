@@ -52,12 +52,12 @@ struct Outbound<'a> {
 
 impl Outbound<'_> {
     fn add_mesh(&mut self, resources: &mut Resources) {
-        let Scene { mesh, workload, issued, .. } = self.scene;
+        let Scene { mesh, workload, .. } = self.scene;
         let own = &workload.identity;
         let mut configs: BTreeMap<u16, Routes> = BTreeMap::new();
         let mut reachable = mesh.reachable_from(own).peekable();
         if reachable.peek().is_some() {
-            resources.put(Kind::Secret, tls::own_certificate_secret(own, issued));
+            tls::own_certificate_secret(self.scene).into_iter().for_each(|secret| resources.put(Kind::Secret, secret));
         }
         for service in reachable {
             self.add_cluster_of(service, resources);
@@ -78,28 +78,27 @@ impl Outbound<'_> {
     }
 
     fn add_cluster_of(&self, service: &Service, resources: &mut Resources) {
-        let Scene { mesh, issued, .. } = self.scene;
         for port in &service.ports {
             self.add_cluster(service, port.target, resources);
         }
         if !service.ports.is_empty() {
-            resources.put(Kind::Secret, tls::outbound_roots_secret(mesh, service, issued));
+            resources.put(Kind::Secret, tls::outbound_roots_secret(self.scene, service));
         }
     }
 
     /// A backend that the workload may not call is there too, without endpoints: its share is refused in words.
     fn add_backends(&self, service: &Service, port: &Port, resources: &mut Resources) {
-        let Scene { mesh, issued, .. } = self.scene;
+        let mesh = self.scene.mesh;
         let Some(split) = mesh.split(&service.name) else { return };
         for (backend, target, _) in split.shares(mesh.services(), port.port) {
             self.add_cluster(backend, target, resources);
-            resources.put(Kind::Secret, tls::outbound_roots_secret(mesh, backend, issued));
+            resources.put(Kind::Secret, tls::outbound_roots_secret(self.scene, backend));
         }
     }
 
     fn add_cluster(&self, service: &Service, target: u16, resources: &mut Resources) {
         let Scene { mesh, workload, .. } = self.scene;
-        resources.put(Kind::Cluster, cluster::mesh_cluster(mesh, &workload.identity, service, target));
+        resources.put(Kind::Cluster, cluster::mesh_cluster(self.scene, service, target));
         resources.put(Kind::Endpoint, cluster::endpoints(mesh, &workload.identity, service, target));
     }
 

@@ -27,13 +27,15 @@ use tonic::transport::server::Connected;
 use tracing::{debug, info, warn};
 use x509_parser::extensions::GeneralName;
 
-use crate::identity::{Ca, CaError, Leaf, LeafRequest, NameError, SidecarIdentity};
+use crate::identity::{Ca, CaError, KeyHome, Leaf, LeafRequest, NameError, SidecarIdentity};
 
 /// Who is at the other end of a connection.
 #[derive(Debug, Clone)]
 pub struct Peer {
     /// The sidecar that the client certificate names.
     pub identity: Result<SidecarIdentity, NameError>,
+    /// Where the sidecar's keys are.
+    pub keys: KeyHome,
     /// The address that the connection came from.
     pub address: SocketAddr,
     /// When the client certificate runs out.
@@ -58,6 +60,7 @@ pub struct ServerTls {
     names: LeafRequest,
     leaf: Mutex<Leaf>,
     config: ArcSwap<rustls::ServerConfig>,
+    open: ArcSwap<rustls::ServerConfig>,
 }
 
 impl std::fmt::Debug for ServerTls {
@@ -81,13 +84,14 @@ impl ServerTls {
     ) -> Result<Self, TlsError> {
         let names = LeafRequest { common_name: name.to_owned(), dns, uris: vec![], ips, validity };
         let leaf = ca.issue(&names, SystemTime::now())?;
-        let config = server_config(&ca, &leaf)?;
+        let (config, open) = (server_config(&ca, &leaf)?, open_config(&leaf)?);
         Ok(Self {
             ca,
             trust_domain: trust_domain.to_owned(),
             names,
             leaf: Mutex::new(leaf),
             config: ArcSwap::from_pointee(config),
+            open: ArcSwap::from_pointee(open),
         })
     }
 
@@ -100,11 +104,17 @@ impl ServerTls {
             return Ok(false);
         }
         let leaf = self.ca.issue(&self.names, now)?;
-        let config = server_config(&self.ca, &leaf)?;
+        let (config, open) = (server_config(&self.ca, &leaf)?, open_config(&leaf)?);
         info!(serial = leaf.serial, "renewed the certificate of the ADS server");
         *self.leaf.lock() = leaf;
         self.config.store(Arc::new(config));
+        self.open.store(Arc::new(open));
         Ok(true)
+    }
+
+    /// The configuration of a server with the same certificate that asks its clients for none: HTTP/1.1 only.
+    pub fn without_client_certificates(&self) -> Arc<rustls::ServerConfig> {
+        self.open.load_full()
     }
 
     /// When [`Self::rotate`] is due.
@@ -117,8 +127,10 @@ impl ServerTls {
         let leaf = certificates.and_then(|all| all.first()).ok_or_else(|| io::Error::other("no client certificate"))?;
         let (_, cert) = x509_parser::parse_x509_certificate(leaf).map_err(io::Error::other)?;
         let name = certificate_name(&cert).unwrap_or_default();
+        let units = cert.subject().iter_organizational_unit().filter_map(|unit| unit.as_str().ok());
         Ok(Peer {
             identity: SidecarIdentity::parse(&name, &self.trust_domain),
+            keys: KeyHome::of_units(units),
             address,
             not_after: cert.validity().not_after.to_datetime().into(),
         })
@@ -150,9 +162,7 @@ fn server_config(ca: &Ca, leaf: &Leaf) -> Result<rustls::ServerConfig, TlsError>
     let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
         .build()
         .map_err(|e| material(&e))?;
-    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(leaf.chain_pem.as_bytes()).collect();
-    let chain = chain.map_err(|e| material(&e))?;
-    let key = PrivateKeyDer::from_pem_slice(leaf.key_pem.as_bytes()).map_err(|e| material(&e))?;
+    let (chain, key) = material_of(leaf)?;
     let mut config = rustls::ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(|e| material(&e))?
@@ -164,6 +174,30 @@ fn server_config(ca: &Ca, leaf: &Leaf) -> Result<rustls::ServerConfig, TlsError>
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     Ok(config)
+}
+
+fn open_config(leaf: &Leaf) -> Result<rustls::ServerConfig, TlsError> {
+    let material = |e: &dyn std::fmt::Display| TlsError::Material(e.to_string());
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let (chain, key) = material_of(leaf)?;
+    let mut config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|e| material(&e))?
+        .with_no_client_auth()
+        .with_single_cert(chain, key)
+        .map_err(|e| material(&e))?;
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    // Clients come once a day.
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    Ok(config)
+}
+
+fn material_of(leaf: &Leaf) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), TlsError> {
+    let material = |e: &dyn std::fmt::Display| TlsError::Material(e.to_string());
+    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(leaf.chain_pem.as_bytes()).collect();
+    let key = PrivateKeyDer::from_pem_slice(leaf.key_pem.as_bytes()).map_err(|e| material(&e))?;
+    Ok((chain.map_err(|e| material(&e))?, key))
 }
 
 /// Accepts until stopped; connections that are through the handshake go to `connections`.

@@ -10,18 +10,18 @@ use serde::Serialize;
 use tokio::sync::{Semaphore, watch};
 use tracing::warn;
 
-use crate::identity::{ServiceIdentity, SidecarIdentity};
+use crate::identity::{KeyHome, ServiceIdentity, SidecarIdentity};
 use crate::metrics::{CONFIG_UPDATE_TIME, Metrics};
 use crate::xds::cache::State;
 use crate::xds::session::{Accepted, KindReport, Protocol};
 
 /// The mesh at one moment, as the server needs it.
 pub trait View: Send + Sync + 'static {
-    /// What a proxy should have.
+    /// What a proxy should have, by where its keys are.
     ///
     /// # Errors
     /// [`Denied`] if it must get nothing.
-    fn state(&self, proxy: &SidecarIdentity) -> Result<State, Denied>;
+    fn state(&self, proxy: &SidecarIdentity, keys: KeyHome) -> Result<State, Denied>;
 
     /// Most streams that may be open at once; none for no bound.
     fn max_proxies(&self) -> Option<usize>;
@@ -60,6 +60,8 @@ pub struct ProxyReport {
     pub identity: String,
     /// Where the stream came from.
     pub address: SocketAddr,
+    /// Where its private keys are.
+    pub keys: KeyHome,
     /// Which protocol it speaks.
     pub protocol: Protocol,
     /// What the proxy calls itself, such as `envoy 1.40.0`.
@@ -120,9 +122,11 @@ impl Hub {
         self.proxies.lock().streams.values().cloned().collect()
     }
 
-    /// The identities of the connected proxies.
+    /// The identities of the connected proxies whose keys the controller makes.
     pub fn identities(&self) -> BTreeSet<ServiceIdentity> {
-        self.proxies.lock().streams.values().map(|proxy| proxy.service.clone()).collect()
+        let proxies = self.proxies.lock();
+        let ours = proxies.streams.values().filter(|proxy| proxy.keys == KeyHome::Controller);
+        ours.map(|proxy| proxy.service.clone()).collect()
     }
 
     pub(super) fn view(&self) -> watch::Receiver<Arc<dyn View>> {
@@ -139,10 +143,15 @@ impl Hub {
 
     /// Works out a proxy's state off the threads that serve streams, as many at once as there are
     /// cores.
-    pub(super) async fn build(&self, view: Arc<dyn View>, proxy: &SidecarIdentity) -> Result<State, Denied> {
+    pub(super) async fn build(
+        &self,
+        view: Arc<dyn View>,
+        proxy: &SidecarIdentity,
+        keys: KeyHome,
+    ) -> Result<State, Denied> {
         let _permit = self.builders.acquire().await;
         let (begun, id) = (std::time::Instant::now(), proxy.clone());
-        let built = tokio::task::spawn_blocking(move || view.state(&id)).await;
+        let built = tokio::task::spawn_blocking(move || view.state(&id, keys)).await;
         // A panic in rendering hurts this proxy alone, which keeps what it has.
         let state = built.unwrap_or_else(|error| {
             warn!(%proxy, %error, "rendering the resources of a proxy failed");

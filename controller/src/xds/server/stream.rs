@@ -16,7 +16,7 @@ use tracing::{debug, info, warn};
 
 use super::accept::Peer;
 use super::hub::{Denied, Hub, ProxyReport, View, seconds_since_1970};
-use crate::identity::SidecarIdentity;
+use crate::identity::{KeyHome, SidecarIdentity};
 use crate::xds::session::{Accepted, Message, Protocol, Refusal, Seen, Session};
 
 /// A request of either protocol.
@@ -80,7 +80,7 @@ impl StreamTask {
             self.hub.enter(report, &proxy).map_err(|full| Status::resource_exhausted(full.to_string()))?;
         let mut view = self.hub.view();
         let current = Arc::clone(&view.borrow_and_update());
-        let state = match self.hub.build(current, &proxy).await {
+        let state = match self.hub.build(current, &proxy, self.peer.keys).await {
             Ok(state) => Arc::new(state),
             Err(denied) => {
                 self.hub.leave(id, &proxy, None);
@@ -89,7 +89,7 @@ impl StreamTask {
         };
         info!(%proxy, %address, user_agent, protocol = ?self.protocol, "proxy connected");
         let session = Session::new(self.protocol, state, accepted);
-        let mut driver = Driver { hub: &self.hub, proxy: &proxy, id, session };
+        let mut driver = Driver { hub: &self.hub, proxy: &proxy, keys: self.peer.keys, id, session };
         let end = driver.drive(first, &mut self.requests, &self.responses, &mut view, &self.peer, &self.stop).await;
         let accepted = driver.session.into_accepted();
         self.leave(id, &proxy, end, accepted)
@@ -143,6 +143,7 @@ impl StreamTask {
             uuid: proxy.uuid.clone(),
             identity: proxy.service.to_string(),
             address: self.peer.address,
+            keys: self.peer.keys,
             protocol: self.protocol,
             user_agent: first.node().map(user_agent).unwrap_or_default(),
             since: seconds_since_1970(),
@@ -156,6 +157,7 @@ impl StreamTask {
 struct Driver<'a> {
     hub: &'a Hub,
     proxy: &'a SidecarIdentity,
+    keys: KeyHome,
     id: u64,
     session: Session,
 }
@@ -261,7 +263,7 @@ impl Driver<'_> {
 
     /// The mesh has changed: works out the proxy's state anew.
     async fn rebuild(&mut self, view: Arc<dyn View>) -> Result<(), End> {
-        match self.hub.build(view, self.proxy).await {
+        match self.hub.build(view, self.proxy, self.keys).await {
             Ok(state) => self.session.set_state(Arc::new(state)),
             Err(denied @ Denied::NoSuchPod(_)) => {
                 return Err(End::Revoked(Status::permission_denied(denied.to_string())));

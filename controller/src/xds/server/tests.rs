@@ -19,7 +19,7 @@ use tonic::Code;
 use tonic::transport::{Channel, Endpoint};
 
 use super::*;
-use crate::identity::{Ca, Issuer, Leaf, Policy, ServiceIdentity, SidecarIdentity};
+use crate::identity::{Ca, Issuer, KeyHome, Leaf, Policy, ServiceIdentity, SidecarIdentity};
 use crate::metrics::Metrics;
 use crate::xds::Kind;
 use crate::xds::cache::{Resource, State};
@@ -35,7 +35,7 @@ struct Pods {
 }
 
 impl View for Pods {
-    fn state(&self, proxy: &SidecarIdentity) -> Result<State, Denied> {
+    fn state(&self, proxy: &SidecarIdentity, _keys: KeyHome) -> Result<State, Denied> {
         let pod = self.pods.get(&proxy.uuid).filter(|(service, _)| *service == proxy.service);
         let (_, content) = pod.ok_or_else(|| Denied::NoSuchPod(proxy.clone()))?;
         let mut state = State::default();

@@ -1,6 +1,6 @@
 //! Sources of configuration: which are supported where.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use envoy_types::pb::envoy::config::core::v3::{ConfigSource, config_source::ConfigSourceSpecifier};
 
@@ -32,7 +32,17 @@ pub(super) fn source(source: Option<&ConfigSource>, at: &At<'_>, cx: &mut Cx<'_>
     match source.config_source_specifier.as_ref() {
         Some(ConfigSourceSpecifier::Ads(_) | ConfigSourceSpecifier::Self_(_)) => Some(Source::Ads),
         Some(ConfigSourceSpecifier::Path(path)) => Some(Source::File(PathBuf::from(path))),
-        Some(ConfigSourceSpecifier::PathConfigSource(path)) => Some(Source::File(PathBuf::from(&path.path))),
+        Some(ConfigSourceSpecifier::PathConfigSource(path)) => {
+            // It is watched in any case, as a file may be replaced by a rename.
+            let file = PathBuf::from(&path.path);
+            let watched = path.watched_directory.as_ref().map(|watched| Path::new(&watched.path));
+            if watched.is_some_and(|watched| file.parent() != Some(watched)) {
+                let at = at.field("path_config_source");
+                return cx
+                    .refuse(&at.field("watched_directory"), "only the directory that the file is in is supported");
+            }
+            Some(Source::File(file))
+        }
         _ => cx.refuse(at, "needs ads"),
     }
 }

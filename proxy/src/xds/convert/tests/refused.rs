@@ -349,6 +349,12 @@ fn tls_that_would_not_protect() {
     const D: &str = "filter_chains[0].transport_socket.typed_config[DownstreamTlsContext]";
     let params = |p: Value| upstream_tls(json!({"common_tls_context": {"tls_params": p}}));
     let ours = json!({"tls_certificate_sds_secret_configs": [sds("c")]});
+    const FILE: &str = "transport_socket.typed_config[UpstreamTlsContext].common_tls_context.\
+                        tls_certificate_sds_secret_configs[0].sds_config.path_config_source";
+    let in_file = |source: Value| {
+        let sds = json!({"name": "s", "sds_config": {"path_config_source": source}});
+        upstream_tls(json!({"common_tls_context": {"tls_certificate_sds_secret_configs": [sds]}}))
+    };
     let no_ca = json!({"match_typed_subject_alt_names": [{"san_type": "DNS", "matcher": {"exact": "a"}}]});
     check(vec![
         (
@@ -387,6 +393,15 @@ fn tls_that_would_not_protect() {
                 "{U}.tls_params.tls_maximum_protocol_version: TLSv1_1 not supported (supported: TLSv1_2, TLSv1_3)"
             ),
         ),
+        (
+            in_file(json!({"path": "/a/b/s.yaml", "watched_directory": {"path": "/a"}})),
+            &format!("{FILE}.watched_directory: only the directory that the file is in is supported"),
+        ),
+        (
+            in_file(json!({"path": "/a/s.yaml", "watched_directory": {"path": "/a", "watch_modify": true}})),
+            &format!("{FILE}.watched_directory.watch_modify: not supported"),
+        ),
+        (in_file(json!({"path": "/a/s.yaml", "poll_interval": "5s"})), &format!("{FILE}.poll_interval: not supported")),
         (
             with(&upstream_tls(json!({})), "/transport_socket/typed_config", downstream_context()),
             "transport_socket.typed_config: DownstreamTlsContext is not for clusters",

@@ -257,6 +257,17 @@ fn endpoints_of_eds() {
 }
 
 #[test]
+fn a_secret_may_be_in_a_file_whose_directory_is_watched() {
+    let source = json!({"path": "/a/s.yaml", "watched_directory": {"path": "/a"}});
+    let sds = json!({"name": "s", "sds_config": {"path_config_source": source, "resource_api_version": "V3"}});
+    let context = json!({"common_tls_context": {"tls_certificate_sds_secret_configs": [sds]}});
+    let (resource, warnings) = convert(&upstream_tls(context)).unwrap();
+    let Resource::Cluster(c) = resource else { panic!("not a cluster") };
+    let file = SecretSource::File { name: "s".into(), path: "/a/s.yaml".into() };
+    assert_eq!((c.tls.as_ref().unwrap().common.certificate.as_ref(), &warnings[..]), (Some(&file), &[][..]));
+}
+
+#[test]
 fn tls_parameters_in_our_librarys_names() {
     let params = json!({
         "tls_minimum_protocol_version": "TLSv1_0",
