@@ -10,7 +10,7 @@ mod report;
 mod sidecars;
 
 use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
-use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::core::v1::{Namespace, Pod, Secret};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
@@ -215,14 +215,20 @@ async fn members(args: &ClusterArgs, cluster: &Cluster, deployment: &Deployment)
     };
     let mut outcomes = vec![sidecars::namespaces(&namespaces)];
     let images = sidecars::Images::of(deployment);
-    let mut all = Vec::new();
+    let (mut all, mut sets) = (Vec::new(), Vec::new());
     for namespace in &namespaces {
+        let api: Api<ReplicaSet> = Api::namespaced(cluster.client.clone(), &namespace.name_any());
+        match cluster.all(&api, ListParams::default(), "replicasets").await {
+            Ok(found) => sets.extend(found),
+            Err(error) => outcomes.push(unanswered("injection", "pods", &error)),
+        }
         let pods: Api<Pod> = Api::namespaced(cluster.client.clone(), &namespace.name_any());
         match cluster.all(&pods, ListParams::default(), "pods").await {
             Ok(pods) => all.extend(pods.into_iter().map(|pod| (namespace, pod))),
             Err(error) => outcomes.push(unanswered("injection", "pods", &error)),
         }
     }
+    outcomes.push(sidecars::refused(&sets));
     outcomes.extend(sidecars::judge(&all, &images));
     outcomes.extend(sidecars::certificates(cluster, &all).await);
     outcomes

@@ -1,6 +1,6 @@
 //! The mesh's namespaces and pods: who has no sidecar, an old one, or one that isn't well.
 
-use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::core::v1::{Container, Namespace, Pod};
 use k8s_openapi::jiff::{Timestamp, ToSpan as _};
 use kube::{Api, ResourceExt as _};
@@ -131,6 +131,23 @@ fn ill(pod: &Pod) -> Option<String> {
         status.init_container_statuses.iter().flatten().chain(status.container_statuses.iter().flatten());
     let ready = containers.find(|container| container.name == SIDECAR).is_some_and(|container| container.ready);
     (!ready).then(|| trouble(pod).map_or_else(|| full_name(pod), |why| format!("{} ({why})", full_name(pod))))
+}
+
+/// Pods that the API server refuses, which is where a broken webhook shows.
+pub(super) fn refused(sets: &[ReplicaSet]) -> Outcome {
+    let why = |set: &ReplicaSet| {
+        let conditions = set.status.as_ref()?.conditions.as_ref()?;
+        let failure =
+            conditions.iter().find(|condition| condition.type_ == "ReplicaFailure" && condition.status == "True")?;
+        let name = format!("{}/{}", set.namespace().unwrap_or_default(), set.name_any());
+        Some(format!("{name}: {}", failure.message.as_deref().unwrap_or("no reason given")))
+    };
+    let found: Vec<String> = sets.iter().filter_map(why).collect();
+    if found.is_empty() {
+        return Outcome::ok("injection", "pods", "the API server takes all that are asked for");
+    }
+    Outcome::error("injection", "pods", format!("can't be made: {}", some(&found)))
+        .hint("the reason is the webhook's or the API server's own; the control plane's log has more")
 }
 
 /// Certificates that end within a tenth of a day are not being renewed. Asks at most 20 sidecars.
@@ -281,6 +298,21 @@ mod tests {
         assert_eq!(namespaces(&[namespace(&json!("enabled"))]).state, State::Ok);
         let watched = namespaces(&[namespace(&json!("disabled"))]);
         assert!(watched.state == State::Warning && watched.message.contains("shop"), "{watched:?}");
+    }
+
+    #[test]
+    fn pods_that_can_not_be_made_are_told_with_the_reason() {
+        let set = |status: &str| -> ReplicaSet {
+            serde_json::from_value(
+                json!({"metadata": {"name": "web-1", "namespace": "shop"}, "status": {"replicas": 0, "conditions": [
+                {"type": "ReplicaFailure", "status": status, "message": "failed calling webhook"}]}}),
+            )
+            .unwrap()
+        };
+        assert_eq!(refused(&[set("False")]).state, State::Ok);
+        let found = refused(&[set("True")]);
+        assert_eq!(found.state, State::Error);
+        assert_eq!(found.message, "can't be made: shop/web-1: failed calling webhook");
     }
 
     #[test]
