@@ -220,3 +220,127 @@ async fn envoy_takes_paths_as_long_as_we_let_through() {
     wait_for(&plane, "the routes", |p| version(p, "RDS").is_some()).await;
     plane.app.stop().await;
 }
+
+/// Status of an answer to `method path`, and what the application says of the request.
+async fn ask(port: u16, method: &str, path: &str) -> (u16, String) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        let answer = tokio::time::timeout(Duration::from_secs(5), async {
+            let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", port)).await?;
+            let request = format!("{method} {path} HTTP/1.1\r\nHost: probe\r\nX-A: b\r\nConnection: close\r\n\r\n");
+            tokio::io::AsyncWriteExt::write_all(&mut stream, request.as_bytes()).await?;
+            let mut text = String::new();
+            tokio::io::AsyncReadExt::read_to_string(&mut stream, &mut text).await?;
+            std::io::Result::Ok(text)
+        });
+        match answer.await {
+            Ok(Ok(text)) if text.starts_with("HTTP/1.1 ") => {
+                let body = text.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default();
+                return (text[9..12].parse().unwrap(), body);
+            }
+            // The proxy has no configuration yet.
+            other => assert!(Instant::now() < deadline, "{port} {path}: {other:?}"),
+        }
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// An application that answers with the request's first line and one of its headers, over TLS if there is a config.
+async fn application(tls: Option<rustls::ServerConfig>) -> u16 {
+    async fn answer(mut io: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin) {
+        let mut head = vec![0; 4096];
+        let n = tokio::io::AsyncReadExt::read(&mut io, &mut head).await.unwrap_or(0);
+        let head = String::from_utf8_lossy(&head[..n]).into_owned();
+        let has_header = head.to_ascii_lowercase().contains("x-a: b");
+        let body = format!("{} {has_header}", head.lines().next().unwrap_or_default());
+        let text = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+        let _ = tokio::io::AsyncWriteExt::write_all(&mut io, text.as_bytes()).await;
+        let _ = tokio::io::AsyncWriteExt::shutdown(&mut io).await;
+    }
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let acceptor = tls.map(|config| tokio_rustls::TlsAcceptor::from(Arc::new(config)));
+    tokio::spawn(async move {
+        while let Ok((tcp, _)) = listener.accept().await {
+            match &acceptor {
+                None => answer(tcp).await,
+                Some(acceptor) => match acceptor.accept(tcp).await {
+                    Ok(tls) => answer(tls).await,
+                    Err(error) => eprintln!("{error}"),
+                },
+            }
+        }
+    });
+    port
+}
+
+fn self_signed() -> rustls::ServerConfig {
+    let pair = rcgen::generate_simple_self_signed(["app".to_owned()]).unwrap();
+    let key = rustls_pki_types::PrivateKeyDer::try_from(pair.signing_key.serialize_der()).unwrap();
+    rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![pair.cert.der().clone()], key)
+        .unwrap()
+}
+
+/// Also for our own proxy: `OXMESH_ENVOY=target/debug/oxmesh-proxy`.
+#[tokio::test]
+#[ignore = "needs a real Envoy, see above"]
+async fn probes_of_an_injected_pod_reach_one_path_of_the_application_and_nothing_else() {
+    use bootstrap::probes::{GrpcProbe, HttpProbe, ProbeKind, Probes, READY_PATH};
+    let (plain, tls) = (application(None).await, application(Some(self_signed())).await);
+    let probe = |kind, port, path: &str, tls| HttpProbe {
+        kind,
+        container: "app".into(),
+        port,
+        path: path.into(),
+        tls,
+        timeout: Duration::from_secs(2),
+    };
+    let probes = Probes {
+        http: vec![
+            probe(ProbeKind::Liveness, plain, "/live//x", false),
+            probe(ProbeKind::Startup, tls, "/start", true),
+            probe(ProbeKind::Readiness, 1, "/closed", false),
+        ],
+        grpc: vec![GrpcProbe { listen: 15_905, port: plain, timeout: Duration::from_secs(1) }],
+    };
+    let plane = Plane::start(&[("mesh.yaml", mesh_config(true, "24h")), ("shop.yaml", shop())]).await;
+    let dir = plane.bootstrap(&sidecar("store"), false);
+    let options = bootstrap::Options {
+        controller_host: "127.0.0.1".into(),
+        controller_port: plane.app.xds_address().port(),
+        read_dir: dir.clone(),
+        probes: Some(probes),
+        ..bootstrap::Options::new("osm-system")
+    };
+    bootstrap::write(&dir, &sidecar("store"), plane.app.issuer(), &options).unwrap();
+    let binary = std::env::var_os("OXMESH_ENVOY").unwrap();
+    let checked = Command::new(binary).arg("-c").arg(dir.join(BOOTSTRAP_FILE)).args(["--mode", "validate"]).output().await;
+    let checked = checked.unwrap();
+    assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stderr));
+
+    let _envoy = envoy(&dir);
+    assert_eq!(ask(15_902, "GET", READY_PATH).await.0, 200);
+    assert_eq!(ask(15_901, "GET", "/osm-liveness-probe/app?full=1").await, (200, "GET /live//x?full=1 HTTP/1.1 true".into()));
+    assert_eq!(ask(15_903, "GET", "/osm-startup-probe/app").await, (200, "GET /start HTTP/1.1 true".into()));
+    assert_eq!(ask(15_902, "GET", "/osm-readiness-probe/app").await.0, 503, "the application is not there");
+    for (port, method, path) in [
+        (15_901, "GET", "/"),
+        (15_901, "GET", "/live//x"),
+        (15_901, "GET", "/osm-liveness-probe/app/"),
+        (15_901, "GET", "/osm-liveness-probe/app/../admin"),
+        (15_901, "POST", "/osm-liveness-probe/app"),
+        (15_902, "GET", "/quitquitquit"),
+        (15_902, "POST", READY_PATH),
+        (15_903, "GET", "/osm-liveness-probe/app"),
+        (15_905, "GET", "/"),
+        (15_905, "POST", "/shop.Admin/Delete"),
+    ] {
+        let (status, body) = ask(port, method, path).await;
+        assert_eq!(status, 404, "{port} {method} {path}: {body}");
+    }
+    plane.app.stop().await;
+}

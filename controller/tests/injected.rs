@@ -9,7 +9,7 @@ use oxmesh_controller::inject::{DataPlane, Outcome, Request, Settings, inject};
 use serde_json::{Map, Value, json};
 
 fn yaml(name: &str) -> Value {
-    let path = format!("{}/tests/data/osm-golden/injected/{name}.yaml", env!("CARGO_MANIFEST_DIR"));
+    let path = format!("{}/tests/data/osm-injected/{name}.yaml", env!("CARGO_MANIFEST_DIR"));
     serde_saphyr::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
 }
 
