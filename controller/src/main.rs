@@ -121,6 +121,7 @@ fn main() -> anyhow::Result<ExitCode> {
         trust_domain: arguments.trust_domain.clone(),
         osm_namespace: arguments.osm_namespace.clone(),
         service_cidr: arguments.service_cidr,
+        injects: arguments.kubernetes,
     };
     if arguments.validate_only {
         return Ok(check(&arguments.folder, &settings));

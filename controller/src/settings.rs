@@ -18,6 +18,8 @@ pub struct Settings {
     /// Where services without a `clusterIP` get one from (folder source only).
     /// Default 10.96.0.0/16, as most clusters have.
     pub service_cidr: Ipv4Net,
+    /// Pods get their sidecars from this control plane's injector: so in a cluster. Default false, as with folders.
+    pub injects: bool,
 }
 
 impl Default for Settings {
@@ -27,6 +29,7 @@ impl Default for Settings {
             trust_domain: "cluster.local".to_owned(),
             osm_namespace: "osm-system".to_owned(),
             service_cidr: Ipv4Net::new([10, 96, 0, 0].into(), 16).expect("16 is a prefix length"),
+            injects: false,
         }
     }
 }

@@ -318,13 +318,17 @@ async fn probes_of_an_injected_pod_reach_one_path_of_the_application_and_nothing
     };
     bootstrap::write(&dir, &sidecar("store"), plane.app.issuer(), &options).unwrap();
     let binary = std::env::var_os("OXMESH_ENVOY").unwrap();
-    let checked = Command::new(binary).arg("-c").arg(dir.join(BOOTSTRAP_FILE)).args(["--mode", "validate"]).output().await;
+    let checked =
+        Command::new(binary).arg("-c").arg(dir.join(BOOTSTRAP_FILE)).args(["--mode", "validate"]).output().await;
     let checked = checked.unwrap();
     assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stderr));
 
     let _envoy = envoy(&dir);
     assert_eq!(ask(15_902, "GET", READY_PATH).await.0, 200);
-    assert_eq!(ask(15_901, "GET", "/osm-liveness-probe/app?full=1").await, (200, "GET /live//x?full=1 HTTP/1.1 true".into()));
+    assert_eq!(
+        ask(15_901, "GET", "/osm-liveness-probe/app?full=1").await,
+        (200, "GET /live//x?full=1 HTTP/1.1 true".into())
+    );
     assert_eq!(ask(15_903, "GET", "/osm-startup-probe/app").await, (200, "GET /start HTTP/1.1 true".into()));
     assert_eq!(ask(15_902, "GET", "/osm-readiness-probe/app").await.0, 503, "the application is not there");
     for (port, method, path) in [

@@ -96,6 +96,9 @@ pub(super) fn config(objects: &Objects, settings: &Settings, findings: &mut Vec<
     let Some(object) = objects.mesh_configs.get(&counts) else { return Config::default() };
     let mut about = About::new("MeshConfig", &counts, findings);
     without_effect(&object.spec, &mut about);
+    if !settings.injects {
+        for_injected_pods_alone(&object.spec, &mut about);
+    }
     read(&object.spec, &mut about)
 }
 
@@ -229,9 +232,7 @@ fn authorization_missing(spec: &ExternalAuthzSpec, about: &mut About<'_>) -> boo
 
 /// What the object asks for and nobody does yet.
 fn without_effect(spec: &MeshConfigSpec, about: &mut About<'_>) {
-    let MeshConfigSpec { sidecar, traffic, observability, certificate, feature_flags } = spec;
-    let set = |text: &Option<String>| text.as_deref().is_some_and(|t| !t.is_empty());
-    let injection = "is used when sidecars are injected, which this version does not do";
+    let MeshConfigSpec { sidecar, traffic: _, observability, certificate, feature_flags } = spec;
     let rows = [
         (
             observability.osm_log_level.as_deref().is_some_and(|l| !matches!(l, "" | "info")),
@@ -286,26 +287,37 @@ fn without_effect(spec: &MeshConfigSpec, about: &mut About<'_>) {
             "keys are ECDSA P-256, whose size is fixed",
         ),
         (
-            sidecar.enable_privileged_init_container == Some(true),
-            "spec.sidecar.enablePrivilegedInitContainer",
-            injection,
+            sidecar.envoy_windows_image.as_deref().is_some_and(|image| !image.is_empty()),
+            "spec.sidecar.envoyWindowsImage",
+            "pods of Windows get no sidecar",
         ),
-        (sidecar.local_proxy_mode.as_deref() == Some("PodIP"), "spec.sidecar.localProxyMode", injection),
-        (set(&sidecar.envoy_image), "spec.sidecar.envoyImage", injection),
-        (set(&sidecar.envoy_windows_image), "spec.sidecar.envoyWindowsImage", injection),
-        (set(&sidecar.init_container_image), "spec.sidecar.initContainerImage", injection),
-        (sidecar.log_level.as_deref().is_some_and(|l| !matches!(l, "" | "error")), "spec.sidecar.logLevel", injection),
-        (sidecar.resources.as_ref().is_some_and(|r| *r != Default::default()), "spec.sidecar.resources", injection),
-        (!traffic.outbound_ip_range_exclusion_list.is_empty(), "spec.traffic.outboundIPRangeExclusionList", injection),
-        (!traffic.outbound_ip_range_inclusion_list.is_empty(), "spec.traffic.outboundIPRangeInclusionList", injection),
-        (!traffic.outbound_port_exclusion_list.is_empty(), "spec.traffic.outboundPortExclusionList", injection),
-        (!traffic.inbound_port_exclusion_list.is_empty(), "spec.traffic.inboundPortExclusionList", injection),
-        (!traffic.network_interface_exclusion_list.is_empty(), "spec.traffic.networkInterfaceExclusionList", injection),
     ];
     for (asked, field, message) in rows {
         if asked {
             about.no_effect(field, message);
         }
+    }
+}
+
+/// What counts when a sidecar is put into a pod. The pods of folders are as they are.
+fn for_injected_pods_alone(spec: &MeshConfigSpec, about: &mut About<'_>) {
+    let MeshConfigSpec { sidecar, traffic, .. } = spec;
+    let set = |text: &Option<String>| text.as_deref().is_some_and(|t| !t.is_empty());
+    let rows = [
+        (sidecar.enable_privileged_init_container == Some(true), "spec.sidecar.enablePrivilegedInitContainer"),
+        (sidecar.local_proxy_mode.as_deref() == Some("PodIP"), "spec.sidecar.localProxyMode"),
+        (set(&sidecar.envoy_image), "spec.sidecar.envoyImage"),
+        (set(&sidecar.init_container_image), "spec.sidecar.initContainerImage"),
+        (sidecar.log_level.as_deref().is_some_and(|l| !matches!(l, "" | "error")), "spec.sidecar.logLevel"),
+        (sidecar.resources.as_ref().is_some_and(|r| *r != Default::default()), "spec.sidecar.resources"),
+        (!traffic.outbound_ip_range_exclusion_list.is_empty(), "spec.traffic.outboundIPRangeExclusionList"),
+        (!traffic.outbound_ip_range_inclusion_list.is_empty(), "spec.traffic.outboundIPRangeInclusionList"),
+        (!traffic.outbound_port_exclusion_list.is_empty(), "spec.traffic.outboundPortExclusionList"),
+        (!traffic.inbound_port_exclusion_list.is_empty(), "spec.traffic.inboundPortExclusionList"),
+        (!traffic.network_interface_exclusion_list.is_empty(), "spec.traffic.networkInterfaceExclusionList"),
+    ];
+    for (_, field) in rows.into_iter().filter(|(asked, _)| *asked) {
+        about.no_effect(field, "counts when sidecars are injected, which is done in a cluster alone");
     }
 }
 
