@@ -253,9 +253,11 @@ fn read(
     let pod = review.pointer_mut("/request/object").map(Value::take).unwrap_or_default();
     let review: AdmissionReview<DynamicObject> =
         serde_json::from_value(review).map_err(|e| bad(format!("not an AdmissionReview: {e}")))?;
-    let request = review.request.ok_or_else(|| bad("not an AdmissionReview v1 with a request".to_owned()))?;
+    // The answer takes its kind and version from the request, which takes them from the review.
+    let request: AdmissionRequest<DynamicObject> =
+        review.try_into().map_err(|_| bad("not an AdmissionReview v1 with a request".to_owned()))?;
     let resource = &request.resource;
-    if review.types.api_version != "admission.k8s.io/v1" || review.types.kind != "AdmissionReview" {
+    if request.types.api_version != "admission.k8s.io/v1" || request.types.kind != "AdmissionReview" {
         return Err(bad("not an AdmissionReview of admission.k8s.io/v1".to_owned()));
     }
     if (resource.group.as_str(), resource.version.as_str(), resource.resource.as_str()) != ("", "v1", "pods")
