@@ -31,7 +31,7 @@ fn demo(also: &[&str]) -> Objects {
     assert_eq!(cluster_ip::assign_missing(&mut objects, settings.service_cidr), []);
     let deployments: Vec<_> = objects.deployments.iter().map(|(key, d)| (key.clone(), d.clone())).collect();
     for (i, (key, deployment)) in deployments.into_iter().enumerate() {
-        let template = deployment.spec.unwrap().template;
+        let template = deployment.spec.clone().unwrap().template;
         let mut pod =
             json!({"metadata": template.metadata, "spec": template.spec, "status": {"podIP": format!("10.1.0.{i}")}});
         pod["metadata"]["name"] = json!(key.name);

@@ -1,6 +1,7 @@
 //! All objects of a mesh, by kind and name: the only input of [`crate::mesh`].
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::core::{DaemonSet, Deployment, ReplicaSet, StatefulSet};
 use super::core::{EndpointSlice, Namespace, ObjectMeta, Pod, Service, ServiceAccount};
@@ -51,9 +52,10 @@ impl std::fmt::Display for Key {
 macro_rules! objects {
     ($($(#[$doc:meta])* $field:ident: $kind:ident, $name:literal, $key:path;)*) => {
         /// All objects of a mesh. Maps are sorted, so that everything made of them comes in the same order each time.
+        /// Copies share the objects.
         #[derive(Clone, Debug, Default, PartialEq)]
         pub struct Objects {
-            $($(#[$doc])* pub $field: BTreeMap<Key, $kind>,)*
+            $($(#[$doc])* pub $field: BTreeMap<Key, Arc<$kind>>,)*
         }
 
         impl Objects {
@@ -61,7 +63,7 @@ macro_rules! objects {
             /// Says whether there was one: in a folder that means the object is written twice.
             pub fn insert(&mut self, object: Object) -> bool {
                 match object {
-                    $(Object::$kind(o) => self.$field.insert($key(&o.metadata), *o).is_some(),)*
+                    $(Object::$kind(o) => self.$field.insert($key(&o.metadata), Arc::from(o)).is_some(),)*
                 }
             }
 
@@ -69,7 +71,7 @@ macro_rules! objects {
             #[must_use]
             pub fn holds(&self, object: &Object) -> bool {
                 match object {
-                    $(Object::$kind(o) => self.$field.get(&$key(&o.metadata)) == Some(&**o),)*
+                    $(Object::$kind(o) => self.$field.get(&$key(&o.metadata)).is_some_and(|held| **held == **o),)*
                 }
             }
 

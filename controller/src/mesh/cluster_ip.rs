@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 
 use ipnet::Ipv4Net;
 use sha2::{Digest, Sha256};
@@ -54,7 +55,7 @@ pub fn assign_missing(objects: &mut Objects, cidr: Ipv4Net) -> Vec<Key> {
         .collect();
     let given = assign(&missing, taken, cidr);
     for (key, ip) in &given {
-        if let Some(spec) = objects.services.get_mut(key).and_then(|s| s.spec.as_mut()) {
+        if let Some(spec) = objects.services.get_mut(key).and_then(|s| Arc::make_mut(s).spec.as_mut()) {
             spec.cluster_ip = Some(ip.to_string());
             spec.cluster_ips = Some(vec![ip.to_string()]);
         }

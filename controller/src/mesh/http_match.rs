@@ -1,6 +1,7 @@
 //! Descriptions of HTTP requests, from HTTPRouteGroups.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use super::finding::About;
 use super::{Finding, expression, text};
@@ -56,7 +57,7 @@ pub(super) struct RouteGroups {
 }
 
 impl RouteGroups {
-    pub(super) fn new(objects: &BTreeMap<Key, HTTPRouteGroup>, findings: &mut Vec<Finding>) -> Self {
+    pub(super) fn new(objects: &BTreeMap<Key, Arc<HTTPRouteGroup>>, findings: &mut Vec<Finding>) -> Self {
         let groups = objects.iter().map(|(key, object)| {
             let mut about = About::new("HTTPRouteGroup", key, findings);
             let mut matches = BTreeMap::new();

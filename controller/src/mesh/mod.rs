@@ -97,7 +97,7 @@ impl Mesh {
         let config = config::config(objects, settings, &mut findings);
         let in_mesh = namespaces(objects, settings);
         let workloads: BTreeMap<Key, Workload> =
-            objects.pods.values().filter_map(Workload::of).map(|w| (w.pod.clone(), w)).collect();
+            objects.pods.values().filter_map(|pod| Workload::of(pod)).map(|w| (w.pod.clone(), w)).collect();
         let sidecars = sidecars(&workloads, &in_mesh, &mut findings);
         let service::Services { services, of_pod } = service::services(objects, &workloads, &in_mesh, &mut findings);
         let groups = http_match::RouteGroups::new(&objects.http_route_groups, &mut findings);

@@ -426,7 +426,7 @@ mod tests {
         f.write("a.yaml", "apiVersion: v1\nkind: Service\nmetadata: {name: s}\nspec: {ports: [{port: 80}]}\n");
         f.look();
         let service = f.folder.snapshot().objects.services[&Key::new("default", "s")].clone();
-        assert!(service.spec.unwrap().cluster_ip.unwrap().starts_with("10.96."));
+        assert!(service.spec.as_ref().unwrap().cluster_ip.as_ref().unwrap().starts_with("10.96."));
     }
 
     #[test]

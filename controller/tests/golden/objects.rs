@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use oxmesh_controller::api::{self, Object, Objects};
 use serde_json::{Value, json};
@@ -80,7 +81,7 @@ fn add_addresses(objects: &mut Objects) {
         match words[0] {
             "service" => {
                 let service = objects.services.get_mut(&api::Key::new(namespace, name)).unwrap();
-                service.spec.as_mut().unwrap().cluster_ip = Some(words[2].to_owned());
+                Arc::make_mut(service).spec.as_mut().unwrap().cluster_ip = Some(words[2].to_owned());
             }
             "pod" => {
                 let mut labels: BTreeMap<&str, &str> = words[4].split(',').filter_map(|l| l.split_once('=')).collect();

@@ -54,7 +54,7 @@ pub(super) fn endpoint_slice(slice: &mut EndpointSlice) {
 /// A pod's labels stay: services select by them.
 pub(super) fn pod(pod: &mut Pod) {
     pod.spec = pod.spec.take().map(|spec| PodSpec {
-        containers: spec.containers.into_iter().filter_map(ports).collect(),
+        containers: tight(spec.containers.into_iter().filter_map(ports)),
         host_network: spec.host_network,
         hostname: spec.hostname,
         node_name: spec.node_name,
@@ -63,14 +63,19 @@ pub(super) fn pod(pod: &mut Pod) {
         ..PodSpec::default()
     });
     pod.status = pod.status.take().map(|status| PodStatus {
-        conditions: status
-            .conditions
-            .map(|all| all.into_iter().filter(|c| c.type_ == "Ready").map(condition).collect()),
+        conditions: status.conditions.map(|all| tight(all.into_iter().filter(|c| c.type_ == "Ready").map(condition))),
         phase: status.phase,
         pod_ip: status.pod_ip,
         pod_ips: status.pod_ips,
         ..PodStatus::default()
     });
+}
+
+/// A list without room to spare: one made of another keeps that one's memory.
+fn tight<T>(items: impl Iterator<Item = T>) -> Vec<T> {
+    let mut list: Vec<T> = items.collect();
+    list.shrink_to_fit();
+    list
 }
 
 /// Containers count for their named ports only.
