@@ -324,7 +324,11 @@ async fn probes_of_an_injected_pod_reach_one_path_of_the_application_and_nothing
     assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stderr));
 
     let _envoy = envoy(&dir);
-    assert_eq!(ask(15_902, "GET", READY_PATH).await.0, 200);
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while ask(15_902, "GET", READY_PATH).await.0 != 200 {
+        assert!(Instant::now() < deadline, "the proxy is not ready");
+        sleep(Duration::from_millis(50)).await;
+    }
     assert_eq!(
         ask(15_901, "GET", "/osm-liveness-probe/app?full=1").await,
         (200, "GET /live//x?full=1 HTTP/1.1 true".into())
