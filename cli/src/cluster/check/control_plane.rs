@@ -88,7 +88,7 @@ pub(super) fn endpoints(service: &str, slices: &[EndpointSlice]) -> Outcome {
             CONTROLLER => "running pods keep their configuration, new ones get none; see the replicas above",
             _ => "no pod can be made in the mesh's namespaces; see the replicas above",
         }),
-        count => Outcome::ok(CATEGORY, "services", format!("{service} has {count} endpoints")),
+        count => Outcome::ok(CATEGORY, "services", format!("{service} leads to {count} ready addresses")),
     }
 }
 
