@@ -260,7 +260,10 @@ fn endpoints_of_eds() {
 fn a_secret_may_be_in_a_file_whose_directory_is_watched() {
     let source = json!({"path": "/a/s.yaml", "watched_directory": {"path": "/a"}});
     let sds = json!({"name": "s", "sds_config": {"path_config_source": source, "resource_api_version": "V3"}});
-    let context = json!({"common_tls_context": {"tls_certificate_sds_secret_configs": [sds]}});
+    let context = json!({"common_tls_context": {
+        "tls_certificate_sds_secret_configs": [sds],
+        "validation_context_sds_secret_config": {"name": "v", "sds_config": {"ads": {}}},
+    }});
     let (resource, warnings) = convert(&upstream_tls(context)).unwrap();
     let Resource::Cluster(c) = resource else { panic!("not a cluster") };
     let file = SecretSource::File { name: "s".into(), path: "/a/s.yaml".into() };
