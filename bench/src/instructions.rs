@@ -10,8 +10,8 @@ use crate::{
     peers::{self, Peer, Ports, Topology},
 };
 
-/// Instructions and allocator calls of one request through our proxy, HTTP/1.1.
-#[derive(Clone, Copy, Debug)]
+/// Instructions and allocator calls of one request through our proxy (of a pair: through both).
+#[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Instructions {
     /// User instructions.
     pub(crate) instructions: f64,
@@ -22,37 +22,59 @@ pub(crate) struct Instructions {
 const SHORT: u32 = 500;
 const LONG: u32 = 2500;
 
-/// None (and a line that says so) where valgrind is not installed.
-pub(crate) fn count(args: &RunArgs, ports: Ports, dir: &Path) -> Result<Option<Instructions>> {
+/// Nothing (and a line that says so) where valgrind is not installed.
+pub(crate) fn count(args: &RunArgs, ports: Ports, dir: &Path, body: &Path) -> Result<Vec<(Topology, Instructions)>> {
     if measure::output("which", &["valgrind"]).is_err() {
         println!("SKIPPED: instructions per request: valgrind is not installed");
-        return Ok(None);
+        return Ok(Vec::new());
     }
-    let short = one(args, ports, dir, SHORT)?;
-    let long = one(args, ports, dir, LONG)?;
     let per = f64::from(LONG - SHORT);
-    #[expect(clippy::cast_precision_loss, reason = "counts far below 2^52")]
-    Ok(Some(Instructions {
-        instructions: (long.0 - short.0) as f64 / per,
-        allocations: (long.1 - short.1) as f64 / per,
-    }))
+    let mut counted = Vec::new();
+    for topology in Topology::ALL {
+        let body = (topology == Topology::Grpc).then_some(body);
+        let short = one(args, topology, ports, dir, body, SHORT)?;
+        let long = one(args, topology, ports, dir, body, LONG)?;
+        #[expect(clippy::cast_precision_loss, reason = "counts far below 2^52")]
+        let difference = |long: i64, short: i64| (long - short) as f64 / per;
+        let (instructions, allocations) = (difference(long.0, short.0), difference(long.1, short.1));
+        println!("callgrind: {}: {instructions:.0} instructions, {allocations:.1} allocations", topology.name());
+        counted.push((topology, Instructions { instructions, allocations }));
+    }
+    Ok(counted)
 }
 
-fn one(args: &RunArgs, ports: Ports, dir: &Path, requests: u32) -> Result<(i64, i64)> {
-    let command = peers::commands(Peer::Oxmesh, Topology::Http1, ports, dir, (&args.proxy, &args.envoy), args.lean)?
-        .pop()
-        .context("one proxy")?;
-    let out = dir.join(format!("callgrind.{requests}"));
-    let mut words: Vec<String> = ["valgrind", "--tool=callgrind", &format!("--callgrind-out-file={}", out.display())]
-        .map(str::to_owned)
-        .to_vec();
-    words.extend(command);
-    let process = Process::start(0, &words, &dir.join("callgrind.log"))?;
+fn one(
+    args: &RunArgs,
+    topology: Topology,
+    ports: Ports,
+    dir: &Path,
+    body: Option<&Path>,
+    requests: u32,
+) -> Result<(i64, i64)> {
+    let commands = peers::commands(Peer::Oxmesh, topology, ports, dir, (&args.proxy, &args.envoy), args.lean)?;
+    let mut running = Vec::new();
+    for (index, command) in commands.into_iter().enumerate() {
+        let out = dir.join(format!("callgrind.{requests}.{index}"));
+        let mut words: Vec<String> =
+            ["valgrind", "--tool=callgrind", &format!("--callgrind-out-file={}", out.display())]
+                .map(str::to_owned)
+                .to_vec();
+        words.extend(command);
+        running.push((Process::start(0, &words, &dir.join(format!("callgrind-{index}.log")))?, out));
+    }
+    if topology == Topology::MtlsPair {
+        measure::wait_for_port(ports.middle)?;
+    }
     measure::wait_for_port(ports.front)?;
     measure::nap(1000);
-    measure::exactly(ports.front, requests)?;
-    process.stop()?;
-    read(&out)
+    measure::exactly(ports.front, requests, body)?;
+    let mut sum = (0, 0);
+    for (process, out) in running {
+        process.stop()?;
+        let (instructions, allocations) = read(&out)?;
+        sum = (sum.0 + instructions, sum.1 + allocations);
+    }
+    Ok(sum)
 }
 
 /// Total instructions, and calls into allocating functions, of a callgrind file.

@@ -3,6 +3,7 @@
 //! Method (`bench/README.md`): the proxies under test share CPU 0, load and upstream share CPU 1, rounds interleave all
 //! peers, and what is reported is CPU time per request of the proxy and its ratio to Envoy's in the same round.
 
+mod idle;
 mod instructions;
 mod measure;
 mod peers;

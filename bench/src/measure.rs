@@ -171,22 +171,22 @@ pub(crate) fn h2load(port: u16, seconds: u32, body: &Path) -> Result<Load> {
     Ok(Load { requests: number("succeeded").unwrap_or(0), failed: number("failed").unwrap_or(0), rate, p50_us })
 }
 
-/// Exactly `requests` HTTP/1.1 requests over 4 connections, for the instruction counts.
-pub(crate) fn exactly(port: u16, requests: u32) -> Result<()> {
-    let text = output(
-        "taskset",
-        &[
-            "-c",
-            "1",
-            "h2load",
-            "--h1",
-            "-t1",
-            "-c4",
-            "-n",
-            &requests.to_string(),
-            &format!("http://127.0.0.1:{port}/bench"),
-        ],
-    )?;
+/// Exactly `requests` requests over 4 connections, for the instruction counts: HTTP/1.1, or with a `body` gRPC of 16
+/// streams a connection.
+pub(crate) fn exactly(port: u16, requests: u32, body: Option<&Path>) -> Result<()> {
+    let requests = requests.to_string();
+    let mut words = vec!["-c", "1", "h2load", "-t1", "-c4", "-n", &requests];
+    let url = match body {
+        Some(_) => format!("http://127.0.0.1:{port}/bench.Bench/Unary"),
+        None => format!("http://127.0.0.1:{port}/bench"),
+    };
+    let body = body.map(|body| body.display().to_string());
+    match &body {
+        Some(body) => words.extend(["-m16", "-d", body, "-H", "content-type: application/grpc", "-H", "te: trailers"]),
+        None => words.push("--h1"),
+    }
+    words.push(&url);
+    let text = output("taskset", &words)?;
     ensure!(text.contains(&format!("{requests} succeeded")), "not all of {requests} requests succeeded:\n{text}");
     Ok(())
 }

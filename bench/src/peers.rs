@@ -309,7 +309,7 @@ static_resources:
   clusters:
   - name: upstream
     type: STATIC
-    connect_timeout: 1s
+    connect_timeout: 5s
     circuit_breakers: {{ thresholds: [{{ max_connections: 4294967295, max_pending_requests: 4294967295, max_requests: 4294967295, max_retries: 4294967295 }}] }}
     typed_extension_protocol_options:
       envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
@@ -348,7 +348,7 @@ fn nginx_config(stage: Stage, ports: Ports, dir: &Path, base: &str) -> String {
     let ssl = if tls.is_empty() { "" } else { " ssl" };
     format!(
         "daemon off; master_process off; worker_processes 1; pid {dir}/{base}.pid; error_log stderr error;
-events {{ worker_connections 1024; }}
+events {{ worker_connections 8192; }}
 http {{ access_log off; keepalive_requests 100000000;
   upstream up {{ server 127.0.0.1:{upstream}; keepalive 64; keepalive_requests 100000000; }}
   server {{ listen 127.0.0.1:{listen}{ssl}; {tls}

@@ -7,6 +7,7 @@ use serde_json::json;
 
 use crate::{
     RunArgs,
+    idle::PerConnection,
     instructions::{self, Instructions},
     measure::Load,
     peers::{Peer, Topology},
@@ -31,8 +32,10 @@ pub(crate) struct Results {
     cells: BTreeMap<(usize, usize), Vec<Cell>>,
     /// Resident KiB of proxies without configuration.
     pub(crate) empty: Vec<(Peer, u64)>,
+    /// What resting connections cost.
+    pub(crate) idle: Vec<(Peer, PerConnection)>,
     /// Instructions and allocations of our proxy.
-    pub(crate) instructions: Option<Instructions>,
+    pub(crate) instructions: Vec<(Topology, Instructions)>,
 }
 
 const PEERS: [Peer; 4] = [Peer::Oxmesh, Peer::Envoy, Peer::Nginx, Peer::Haproxy];
@@ -111,12 +114,19 @@ fn markdown(results: &Results, args: &RunArgs) -> String {
             let _ = writeln!(out, "- {}: {:.1} MiB resident", peer.name(), mib(*kib));
         }
     }
-    if let Some(i) = results.instructions {
-        let _ = write!(
-            out,
-            "\n## Our proxy, HTTP/1.1, by callgrind\n\n{:.0} user instructions and {:.1} allocations per request.\n",
-            i.instructions, i.allocations
+    if !results.idle.is_empty() {
+        out.push_str("\n## Resting connections\n\n| proxy | KiB each, plaintext | KiB each, mTLS |\n|---|---|---|\n");
+        for (peer, each) in &results.idle {
+            let _ = writeln!(out, "| {} | {:.1} | {:.1} |", peer.name(), each.plaintext, each.mtls);
+        }
+    }
+    if !results.instructions.is_empty() {
+        out.push_str(
+            "\n## Our proxy by callgrind, per request (a pair: both proxies)\n\n| | user instructions | allocations |\n|---|---|---|\n",
         );
+        for (topology, i) in &results.instructions {
+            let _ = writeln!(out, "| {} | {:.0} | {:.1} |", topology.name(), i.instructions, i.allocations);
+        }
     }
     out
 }
@@ -158,8 +168,13 @@ fn raw(results: &Results) -> serde_json::Value {
     for (peer, kib) in &results.empty {
         out.insert(format!("empty {}", peer.name()), json!({"idle_kib": kib}));
     }
-    if let Some(i) = results.instructions {
-        out.insert("callgrind".to_owned(), json!({"instructions": i.instructions, "allocations": i.allocations}));
+    for (peer, each) in &results.idle {
+        let each = json!({"plaintext_kib": each.plaintext, "mtls_kib": each.mtls});
+        out.insert(format!("connection {}", peer.name()), each);
+    }
+    for (topology, i) in &results.instructions {
+        let counts = json!({"instructions": i.instructions, "allocations": i.allocations});
+        out.insert(format!("callgrind {}", topology.name()), counts);
     }
     out.into()
 }

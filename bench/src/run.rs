@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 use anyhow::{Context, Result, ensure};
 
 use crate::{
-    RunArgs, instructions,
+    RunArgs, idle, instructions,
     measure::{self, Load, Process},
     peers::{self, Peer, Ports, Topology},
     report::{self, Cell, Results},
@@ -55,8 +55,11 @@ pub(crate) fn run(args: &RunArgs) -> Result<()> {
             results.empty.push((peer, idle_without_config(args, peer, &dir)?));
         }
     }
+    for peer in present(args) {
+        results.idle.push((peer, idle::per_connection(args, peer, PORTS, &dir).with_context(|| peer.name())?));
+    }
     if args.callgrind {
-        results.instructions = instructions::count(args, PORTS, &dir)?;
+        results.instructions = instructions::count(args, PORTS, &dir, &body)?;
     }
     drop(upstream);
     report::write(&results, &args.report, args)

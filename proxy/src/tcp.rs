@@ -100,7 +100,7 @@ pub async fn serve_connection(mut io: Downstream, chain: Arc<Chain>, info: ConnI
     let _running = drain.running();
     let start = Instant::now();
     tcp.stats.total.increment(1);
-    let mut entry = tcp.loggers.begin(&info.connection);
+    let mut entry = tcp.loggers.begin(&info.connection, start);
     let upstream = tokio::select! {
         upstream = tcp.connect(&info, &shared, entry.as_deref_mut()) => upstream,
         () = drain.cut_off() => {

@@ -193,7 +193,7 @@ impl Admin {
             chain: "".into(),
         });
         let service = service_fn(move |request| {
-            let (admin, entry) = (Arc::clone(&self), loggers.begin(&connection));
+            let (admin, entry) = (Arc::clone(&self), loggers.begin(&connection, tokio::time::Instant::now()));
             async move { Ok::<_, Infallible>(admin.answer(request, local, entry).await) }
         });
         let served = http1::Builder::new()

@@ -152,16 +152,58 @@ pub enum Part {
 pub enum Operator {
     /// `START_TIME(format)`; none = ISO 8601 with milliseconds, UTC.
     StartTime(Option<String>),
-    /// `REQ(X?Y)`: request header X, else Y. Pseudo-headers allowed.
-    Req(String, Option<String>),
+    /// `REQ(X?Y)`: request header X, else Y.
+    Req(Field, Option<Field>),
     /// `REQ_WITHOUT_QUERY(X?Y)`.
-    ReqWithoutQuery(String, Option<String>),
+    ReqWithoutQuery(Field, Option<Field>),
     /// `RESP(X?Y)`.
-    Resp(String, Option<String>),
+    Resp(Field, Option<Field>),
     /// `TRAILER(X?Y)`.
-    Trailer(String, Option<String>),
+    Trailer(Field, Option<Field>),
     /// An operator without arguments, by its name.
     Simple(SimpleOperator),
+}
+
+/// A header or pseudo-header that an operator names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Field {
+    /// `:method`.
+    Method,
+    /// `:path`, with query.
+    Path,
+    /// `:authority`.
+    Authority,
+    /// `:scheme`.
+    Scheme,
+    /// `:status`.
+    Status,
+    /// `:protocol`; nothing here has it.
+    Protocol,
+    /// An ordinary header.
+    Header(HeaderName),
+}
+
+impl Field {
+    fn parse(name: &str) -> Option<Self> {
+        Some(match name.to_ascii_lowercase().as_str() {
+            ":method" => Self::Method,
+            ":path" => Self::Path,
+            ":authority" => Self::Authority,
+            ":scheme" => Self::Scheme,
+            ":status" => Self::Status,
+            ":protocol" => Self::Protocol,
+            name => Self::Header(HeaderName::from_bytes(name.as_bytes()).ok()?),
+        })
+    }
+
+    /// The header's name; none for a pseudo-header.
+    #[must_use]
+    pub fn header(&self) -> Option<&HeaderName> {
+        match self {
+            Self::Header(name) => Some(name),
+            _ => None,
+        }
+    }
 }
 
 /// Operators without arguments.
@@ -290,20 +332,14 @@ fn operator(name: &str, arguments: Option<&str>) -> Result<Operator, TemplateErr
     })
 }
 
-/// `X?Y`, lower-cased; each a header name or one of the request's pseudo-headers.
-fn header_pair(arguments: &str) -> Result<(String, Option<String>), &'static str> {
-    let mut names = arguments.split('?').map(str::to_ascii_lowercase);
-    let (first, second) = (names.next().unwrap_or_default(), names.next());
+/// `X?Y`: each a header name or one of the request's pseudo-headers, in any case.
+fn header_pair(arguments: &str) -> Result<(Field, Option<Field>), &'static str> {
+    let mut names = arguments.split('?').map(|name| Field::parse(name).ok_or("needs a valid header name in brackets"));
+    let (first, second) = (names.next(), names.next());
     if names.next().is_some() {
         return Err("takes one alternative header at most");
     }
-    for name in std::iter::once(&first).chain(&second) {
-        let pseudo = matches!(name.as_str(), ":method" | ":path" | ":authority" | ":scheme" | ":status" | ":protocol");
-        if !pseudo && HeaderName::from_bytes(name.as_bytes()).is_err() {
-            return Err("needs a valid header name in brackets");
-        }
-    }
-    Ok((first, second))
+    Ok((first.ok_or("needs a header name in brackets")??, second.transpose()?))
 }
 
 /// Refuses a conversion that the renderer of `%START_TIME(…)%` does not have.
@@ -381,15 +417,16 @@ mod tests {
 
     #[test]
     fn text_and_operators_are_told_apart() {
+        let original = HeaderName::from_static("x-envoy-original-path");
         assert_eq!(
             operators("[%START_TIME%] \"%REQ(:METHOD)%\" 100%% %REQ(X-ENVOY-ORIGINAL-PATH?:PATH):20%\n"),
             [
                 Part::Literal("[".into()),
                 Part::Operator(Operator::StartTime(None), None),
                 Part::Literal("] \"".into()),
-                Part::Operator(Operator::Req(":method".into(), None), None),
+                Part::Operator(Operator::Req(Field::Method, None), None),
                 Part::Literal("\" 100% ".into()),
-                Part::Operator(Operator::Req("x-envoy-original-path".into(), Some(":path".into())), Some(20)),
+                Part::Operator(Operator::Req(Field::Header(original), Some(Field::Path)), Some(20)),
                 Part::Literal("\n".into()),
             ]
         );

@@ -74,8 +74,7 @@ pub(super) struct Seen {
 fn look(headers: &HeaderMap) -> Result<Seen, Reason> {
     let mut seen = Seen::default();
     for (name, value) in headers {
-        // Most values are plain; only others need the slow look.
-        if value.to_str().is_err() && std::str::from_utf8(value.as_bytes()).is_err() {
+        if std::str::from_utf8(value.as_bytes()).is_err() {
             return Err(Reason::BadHeader);
         }
         match *name {

@@ -51,10 +51,10 @@ async fn attempt(exchange: Exchange) -> Outcome {
     let endpoint = pick(&cx, cluster).map_err(|none| our_fault(cluster, of_no_endpoint(none)))?;
     let options = options(&cx, cluster);
     shape(&mut request, &cx, options.version);
-    let sent_at = Instant::now();
     let answer = cluster.send(&endpoint, request, permit, options).await.map_err(|e| of_error(&cx, cluster, e))?;
+    let now = Instant::now();
     cx.log(|entry| {
-        entry.response_began();
+        entry.response_began(now);
         entry.upstream_local = answer.local_addr();
     });
     let mut response = answer.response;
@@ -66,7 +66,7 @@ async fn attempt(exchange: Exchange) -> Outcome {
     } else {
         remove_hop_by_hop(response.headers_mut());
     }
-    let took = u64::try_from(sent_at.elapsed().as_millis()).unwrap_or(u64::MAX);
+    let took = u64::try_from((now - answer.started).as_millis()).unwrap_or(u64::MAX);
     response.headers_mut().insert(SERVICE_TIME, number(took));
     Ok(response)
 }

@@ -143,8 +143,10 @@ struct Watch {
     idle: Option<Duration>,
     request: Option<Duration>,
     life: Option<Duration>,
-    /// Last data of the response, after the start.
+    /// Last data of the response, after the start; up to date when none is [`Self::fresh`].
     seen: Duration,
+    /// Data came since the time was last read. Most responses come whole, so that it never is.
+    fresh: bool,
     timer: Option<Pin<Box<Sleep>>>,
 }
 
@@ -164,6 +166,7 @@ impl Watch {
             request: some(config.request_timeout),
             life: config.max_stream_duration.and_then(some),
             seen: Duration::ZERO,
+            fresh: false,
             timer: None,
             cx: Arc::clone(cx),
         }
@@ -185,6 +188,9 @@ impl Watch {
     fn poll(&mut self, task: &mut Task<'_>) -> Poll<Rule> {
         if !self.cx.upload.is_done() {
             self.cx.upload.wait(task.waker());
+        }
+        if std::mem::take(&mut self.fresh) {
+            self.seen = self.cx.started.elapsed();
         }
         while let Some((after, rule)) = self.next() {
             let due = self.cx.started + after;
@@ -214,7 +220,7 @@ impl Watch {
         if self.route.is_none() && self.idle.is_none() && self.life.is_none() {
             return response;
         }
-        self.seen = self.cx.started.elapsed();
+        self.fresh = true;
         response.map(|inner| Body::boxed(Watched { inner, watch: self }))
     }
 }
@@ -232,7 +238,7 @@ impl http_body::Body for Watched {
     fn poll_frame(mut self: Pin<&mut Self>, task: &mut Task<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         let this = &mut *self;
         if let Poll::Ready(frame) = Pin::new(&mut this.inner).poll_frame(task) {
-            this.watch.seen = this.watch.cx.started.elapsed();
+            this.watch.fresh = true;
             return Poll::Ready(frame);
         }
         this.watch.poll(task).map(|rule| {

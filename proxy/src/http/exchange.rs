@@ -38,7 +38,7 @@ use crate::{
     error::Reason,
     net::connection::ConnInfo,
     snapshot::{Shared, Snapshot},
-    telemetry::access_log::{Entry, Record, render},
+    telemetry::access_log::{Entry, Kept, Record, render},
     upstream::{Cluster, Endpoint, Upgrade},
 };
 
@@ -119,8 +119,10 @@ pub(super) struct Head {
 impl Exchange {
     /// A request just read from `conn`.
     pub(super) fn new(request: Request<Body>, conn: Arc<Conn>) -> Self {
+        let started = Instant::now();
+        let entry = conn.http.loggers.begin(&conn.info.connection, started);
         let cx = Context {
-            started: Instant::now(),
+            started,
             random: fastrand::u64(..),
             version: request.version(),
             is_head: request.method() == Method::HEAD,
@@ -133,7 +135,7 @@ impl Exchange {
             upgrade: Mutex::new(None),
             tunnel: Mutex::new(None),
             upload: UploadState::default(),
-            notes: Mutex::new(Notes { entry: conn.http.loggers.begin(&conn.info.connection), ..Notes::default() }),
+            notes: Mutex::new(Notes { entry, ..Notes::default() }),
             conn,
         };
         Self { request, cx: Arc::new(cx), seen: Seen::default(), snapshot: None }
@@ -239,7 +241,7 @@ impl Context {
         request: Option<&RequestView<'_>>,
         response: &HeaderMap,
     ) -> String {
-        let mut record = Record::new(Arc::clone(&self.conn.info.connection));
+        let mut record = Record::new(Arc::clone(&self.conn.info.connection), self.started);
         if let Some(request) = request {
             record.method = Some(request.method.clone());
             record.authority = request.authority.to_owned();
@@ -247,11 +249,11 @@ impl Context {
                 Some(query) => format!("{}?{query}", request.path),
                 None => request.path.to_owned(),
             };
-            record.request_headers = request.headers.clone();
+            record.request_headers = Kept::all(request.headers);
         }
         record.protocol = Some(self.version);
         record.scheme = self.conn.scheme();
-        record.response_headers = response.clone();
+        record.response_headers = Kept::all(response);
         record.upstream_cluster = self.cluster.get().map(|c| c.spec().name.clone());
         record.route = self.matched.get().map(|m| m.route().name.clone());
         let notes = self.notes.lock();

@@ -52,7 +52,10 @@ pub(super) fn is_internal(name: &HeaderName) -> bool {
 fn request_id(headers: &mut HeaderMap, config: &HttpConnectionManager) {
     let keep = !config.use_remote_address || config.preserve_external_request_id;
     if config.generate_request_id && !(keep && headers.contains_key(&REQUEST_ID)) {
-        headers.insert(REQUEST_ID, uuid4());
+        let mut id = uuid4();
+        // Never seen again: it must not push what is useful out of HPACK's table.
+        id.set_sensitive(true);
+        headers.insert(REQUEST_ID, id);
     }
 }
 

@@ -24,7 +24,8 @@ pub(super) struct Life {
     max_requests: u32,
     /// Milliseconds after the start at which the last request ended.
     idle_since: AtomicU64,
-    /// Milliseconds after the start at which a request's head began to come in, plus one; 0 for none.
+    /// Milliseconds after the start at which half a head was found, plus one; 0 for none, [`UNTIMED`] for one that nobody
+    /// has looked at: most heads come whole, and reading the clock costs.
     head_since: AtomicU64,
     phase: AtomicU8,
     /// Milliseconds after the start at which the end began.
@@ -68,8 +69,8 @@ impl Life {
         self.started.elapsed()
     }
 
-    fn now(&self) -> u64 {
-        u64::try_from(self.age().as_millis()).unwrap_or(u64::MAX)
+    fn millis(&self, at: Instant) -> u64 {
+        u64::try_from((at - self.started).as_millis()).unwrap_or(UNTIMED - 1)
     }
 
     pub(super) fn phase(&self) -> Phase {
@@ -82,7 +83,7 @@ impl Life {
 
     fn enter(&self, phase: Phase) {
         if self.phase() == Phase::Open {
-            self.closing_since.store(self.now(), Relaxed);
+            self.closing_since.store(self.millis(Instant::now()), Relaxed);
         }
         self.phase.fetch_max(phase as u8, Relaxed);
     }
@@ -95,13 +96,18 @@ impl Life {
     /// Bytes came from the client.
     pub(super) fn bytes_read(&self) {
         if self.active.load(Relaxed) == 0 && self.head_since.load(Relaxed) == 0 {
-            self.head_since.store(self.now() + 1, Relaxed);
+            self.head_since.store(UNTIMED, Relaxed);
         }
     }
 
     /// A request's head is half read; the watcher must time it.
     pub(super) fn has_half_a_head(&self) -> bool {
         self.head_since.load(Relaxed) != 0 && !self.http2.load(Relaxed)
+    }
+
+    /// That head is a new one.
+    pub(super) fn has_untimed_head(&self) -> bool {
+        self.head_since.load(Relaxed) == UNTIMED && !self.http2.load(Relaxed)
     }
 
     /// Has the watcher look again.
@@ -118,8 +124,8 @@ impl Life {
         }
     }
 
-    pub(super) fn request_ended(&self) {
-        self.idle_since.store(self.now(), Relaxed);
+    pub(super) fn request_ended(&self, now: Instant) {
+        self.idle_since.store(self.millis(now), Relaxed);
         self.active.fetch_sub(1, Relaxed);
     }
 
@@ -164,6 +170,9 @@ impl Life {
     }
 
     fn head_began(&self) -> Duration {
+        if self.head_since.load(Relaxed) == UNTIMED {
+            self.head_since.store(self.millis(Instant::now()) + 1, Relaxed);
+        }
         Duration::from_millis(self.head_since.load(Relaxed).saturating_sub(1))
     }
 
@@ -201,5 +210,7 @@ impl Limits {
     }
 }
 
+/// See [`Life::head_since`].
+const UNTIMED: u64 = u64::MAX;
 /// Longest time for one request's head where none is configured: a slow one holds memory and a place.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);

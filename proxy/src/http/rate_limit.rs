@@ -2,15 +2,13 @@
 
 use std::sync::Arc;
 
-use tokio::time::Instant;
-
 use super::{exchange::Context, runtime::Limiter, step::Stop};
 use crate::error::{Reason, Refusal};
 
 /// Takes a token, or refuses.
 pub(super) fn check(cx: &Context, limiter: &Arc<Limiter>) -> Result<(), Stop> {
     // Not the request's own random number: that one has decided on the route.
-    if !limiter.refuses(Instant::now().into_std(), fastrand::u64(..)) {
+    if !limiter.refuses(cx.started.into_std(), fastrand::u64(..)) {
         return Ok(());
     }
     let _first = cx.limiter.set(Arc::clone(limiter));

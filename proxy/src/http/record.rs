@@ -19,6 +19,7 @@ use futures_util::{
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use http_body::Body as _;
 use pin_project_lite::pin_project;
+use tokio::time::Instant;
 use tower::{Layer, Service};
 
 use super::{
@@ -31,7 +32,7 @@ use crate::{
     body::{Body, End, Error, Guard},
     config::{flags::Flag, http::ServerHeader},
     error::{Reason, Refusal},
-    telemetry::mesh::{DESTINATION_HEADERS, Workload},
+    telemetry::mesh::Workload,
 };
 
 /// See the module.
@@ -141,7 +142,7 @@ impl Finish {
         let headers = response.headers_mut();
         set_server(&cx, headers);
         if cx.conn.http.mesh.is_some() {
-            self.destination = Some(mesh_destination(headers));
+            self.destination = Some(Workload::take(headers));
         }
         if !cx.is_http2() && status != StatusCode::SWITCHING_PROTOCOLS && cx.conn.life.closes_after_this() {
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
@@ -196,10 +197,11 @@ impl Finish {
 
     fn settle(&self, sent: u64) {
         let (cx, conn) = (&self.cx, &self.cx.conn);
-        let duration = cx.started.elapsed();
+        let now = Instant::now();
+        let duration = now - cx.started;
         conn.http.stats.downstream_rq_active.decrement(1.0);
         conn.http.stats.finished(duration);
-        conn.life.request_ended();
+        conn.life.request_ended(now);
         if let (Some(mesh), Some(destination), Some(status)) = (&conn.http.mesh, &self.destination, self.status) {
             mesh.record(destination, status, duration);
         }
@@ -207,6 +209,7 @@ impl Finish {
         let (flags, details) = (notes.flags, notes.details.take());
         if let Some(mut entry) = notes.entry.take() {
             drop(notes);
+            entry.duration = Some(duration);
             entry.flags = flags;
             entry.details = details;
             entry.bytes_sent = sent;
@@ -254,13 +257,4 @@ fn set_server(cx: &Context, headers: &mut HeaderMap) {
     if !(absent_only && headers.contains_key(header::SERVER)) {
         headers.insert(header::SERVER, name.clone());
     }
-}
-
-/// Reads what the server's sidecar says of itself, and takes it out of the response.
-fn mesh_destination(headers: &mut HeaderMap) -> Workload {
-    let destination = Workload::from_headers(headers);
-    for name in &DESTINATION_HEADERS {
-        headers.remove(name);
-    }
-    destination
 }

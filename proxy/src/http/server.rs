@@ -19,7 +19,10 @@ use futures_util::task::AtomicWaker;
 use http::Request;
 use hyper::{body::Incoming, server::conn::http1, server::conn::http2, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf},
+    time::Instant,
+};
 use tower::Service;
 
 use super::{
@@ -157,8 +160,9 @@ async fn drive<C: Future>(conn: &Conn, mut served: Pin<&mut C>, close: impl Fn(P
             if let Poll::Ready(output) = served.as_mut().poll(task) {
                 return Poll::Ready(Some(output));
             }
-            if conn.life.has_half_a_head() != half_a_head {
-                half_a_head = !half_a_head;
+            let half = conn.life.has_half_a_head();
+            if half != half_a_head || conn.life.has_untimed_head() {
+                half_a_head = half;
                 conn.life.look_again();
             }
             watched.poll(task);
@@ -241,7 +245,7 @@ fn protocol_error(conn: &Conn, error: &hyper::Error) {
         return;
     }
     conn.http.stats.downstream_cx_protocol_error.increment(1);
-    if let Some(mut entry) = conn.http.loggers.begin(&conn.info.connection) {
+    if let Some(mut entry) = conn.http.loggers.begin(&conn.info.connection, Instant::now()) {
         entry.flags = Flags::of(Flag::DownstreamProtocolError);
         entry.details =
             Some(if error.is_parse_too_large() { "http1.headers_too_large" } else { "http1.codec_error" }.into());

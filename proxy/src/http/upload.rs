@@ -4,6 +4,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context as Task, Poll, ready},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -22,17 +23,17 @@ struct Upload {
 /// Watches a request's body. A request without one is complete at once and costs nothing.
 pub(super) fn watch(body: Body, cx: &Arc<Context>) -> Body {
     if body.is_end_stream() {
-        cx.upload.finish(std::time::Duration::ZERO);
-        cx.log(|entry| entry.request_ended());
+        cx.upload.finish(Duration::ZERO);
+        cx.log(|entry| entry.request_ended(Duration::ZERO));
         return body;
     }
     Body::boxed(Upload { inner: body, cx: Arc::clone(cx) })
 }
 
 impl Upload {
-    fn finish(&self) {
-        self.cx.upload.finish(self.cx.started.elapsed());
-        self.cx.log(|entry| entry.request_ended());
+    fn finish(&self, after: Duration) {
+        self.cx.upload.finish(after);
+        self.cx.log(|entry| entry.request_ended(after));
     }
 }
 
@@ -42,18 +43,19 @@ impl http_body::Body for Upload {
 
     fn poll_frame(mut self: Pin<&mut Self>, task: &mut Task<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         let mut polled = ready!(Pin::new(&mut self.inner).poll_frame(task));
+        let after = self.cx.started.elapsed();
         match &mut polled {
             Some(Ok(frame)) => {
                 if let Some(trailers) = frame.trailers_mut() {
                     remove_forbidden(trailers);
                 }
                 let bytes = frame.data_ref().map_or(0, Bytes::len);
-                self.cx.upload.frame(bytes, self.cx.started.elapsed());
+                self.cx.upload.frame(bytes, after);
                 if self.inner.is_end_stream() {
-                    self.finish();
+                    self.finish(after);
                 }
             }
-            Some(Err(_)) | None => self.finish(),
+            Some(Err(_)) | None => self.finish(after),
         }
         Poll::Ready(polled)
     }

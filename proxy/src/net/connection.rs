@@ -361,7 +361,7 @@ fn refuse(
         listener = %connection.listener, peer = %connection.peer, destination = %connection.local,
         why = flag.map(|f| f.1).or(termination.as_deref()), "connection refused"
     );
-    if let Some(mut entry) = loggers.begin(&Arc::new(connection)) {
+    if let Some(mut entry) = loggers.begin(&Arc::new(connection), Instant::now()) {
         if let Some((flag, details)) = flag {
             entry.flags.set(flag);
             entry.details = Some(details.into());

@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderMap, HeaderName, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use metrics::{Counter, Histogram};
 use parking_lot::{Mutex, RwLock};
 
@@ -32,6 +32,7 @@ const SOURCE_LABELS: [&str; 4] = ["source_namespace", "source_kind", "source_nam
 const DESTINATION_LABELS: [&str; 4] =
     ["destination_namespace", "destination_kind", "destination_name", "destination_pod"];
 const UNKNOWN: &str = "unknown";
+const UNKNOWN_VALUE: HeaderValue = HeaderValue::from_static(UNKNOWN);
 /// Kubernetes names are at most 253 bytes; a longer value is not one.
 const MAX_VALUE_BYTES: usize = 253;
 /// Series after which no further destination or status code gets one of its own. Each destination known by then may still
@@ -40,31 +41,35 @@ const MAX_SERIES: usize = 1_000;
 /// Stands for the status codes that got no series of their own.
 const OTHER_CODE: u16 = 0;
 
-/// A workload as the labels name it: namespace, kind, name, pod.
+/// A workload as the labels name it: namespace, kind, name, pod. Values of headers, so that a request's is had without a copy.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Workload([Arc<str>; 4]);
+pub struct Workload([HeaderValue; 4]);
 
 impl Workload {
     /// This pod, from the environment variables named in the module's head, by way of `env` (`std::env::var` in
     /// production).
     pub fn from_env(env: impl Fn(&str) -> Option<String>) -> Self {
         let keys = ["POD_NAMESPACE", "WORKLOAD_KIND", "WORKLOAD_NAME", "POD_NAME"];
-        Self(keys.map(|key| env(key).filter(|v| !v.is_empty()).map_or_else(|| UNKNOWN.into(), Into::into)))
+        let value = |key| HeaderValue::from_str(&env(key)?).ok().filter(|value| !value.is_empty());
+        Self(keys.map(|key| value(key).unwrap_or(UNKNOWN_VALUE)))
     }
 
-    /// What a response says of its origin. Values that are too long or not visible ASCII count as unknown.
+    /// Takes what a response says of its origin out of it. Values that are too long or not visible ASCII count as unknown.
     #[must_use]
-    pub fn from_headers(headers: &HeaderMap) -> Self {
-        Self(DESTINATION_HEADERS.map(|name| {
-            let value = headers.get(&name).and_then(|v| v.to_str().ok());
-            value.filter(|v| !v.is_empty() && v.len() <= MAX_VALUE_BYTES).unwrap_or(UNKNOWN).into()
-        }))
+    pub fn take(headers: &mut HeaderMap) -> Self {
+        let fits = |value: &HeaderValue| (1..=MAX_VALUE_BYTES).contains(&value.len()) && value.to_str().is_ok();
+        Self(DESTINATION_HEADERS.map(|name| headers.remove(name).filter(fits).unwrap_or(UNKNOWN_VALUE)))
     }
 
     /// A destination that said nothing: our own reply, or a server outside the mesh.
     #[must_use]
     pub fn unknown() -> Self {
-        Self([UNKNOWN; 4].map(Into::into))
+        Self([UNKNOWN_VALUE; 4])
+    }
+
+    /// With memory of its own: a header's value is a part of the buffer that it was read into, and holds all of it.
+    fn detached(&self) -> Self {
+        Self(self.0.each_ref().map(|value| HeaderValue::from_bytes(value.as_bytes()).unwrap_or(UNKNOWN_VALUE)))
     }
 }
 
@@ -80,6 +85,7 @@ pub struct MeshStats {
 
 #[derive(Debug)]
 struct Destination {
+    name: Workload,
     duration: Histogram,
     codes: Mutex<HashMap<u16, Counter>>,
 }
@@ -92,34 +98,35 @@ impl MeshStats {
             registry,
             source,
             destinations: RwLock::default(),
-            other: Workload(["other"; 4].map(Into::into)),
+            other: Workload([const { HeaderValue::from_static("other") }; 4]),
             series: AtomicUsize::new(0),
         }
     }
 
     /// Counts one finished request of this pod.
     pub fn record(&self, destination: &Workload, status: StatusCode, duration: Duration) {
-        let (name, destination) = self.destination(destination);
+        let destination = self.destination(destination);
         destination.duration.record(duration.as_secs_f64() * 1000.0);
         let mut codes = destination.codes.lock();
         let code = if codes.contains_key(&status.as_u16()) || !self.full() { status.as_u16() } else { OTHER_CODE };
-        codes.entry(code).or_insert_with(|| self.counter(&name, code)).increment(1);
+        codes.entry(code).or_insert_with(|| self.counter(&destination.name, code)).increment(1);
     }
 
-    fn destination(&self, wanted: &Workload) -> (Workload, Arc<Destination>) {
+    fn destination(&self, wanted: &Workload) -> Arc<Destination> {
         if let Some(found) = self.destinations.read().get(wanted) {
-            return (wanted.clone(), Arc::clone(found));
+            return Arc::clone(found);
         }
         let mut all = self.destinations.write();
-        let key = if self.full() { &self.other } else { wanted };
+        let key = if self.full() { self.other.clone() } else { wanted.detached() };
         let entry = all.entry(key.clone()).or_insert_with(|| {
             self.series.fetch_add(1, Relaxed);
             Arc::new(Destination {
-                duration: self.registry.native_histogram("osm_request_duration_ms", &self.labels(key)),
+                name: key.clone(),
+                duration: self.registry.native_histogram("osm_request_duration_ms", &self.labels(&key)),
                 codes: Mutex::default(),
             })
         });
-        (key.clone(), Arc::clone(entry))
+        Arc::clone(entry)
     }
 
     fn full(&self) -> bool {
@@ -135,7 +142,9 @@ impl MeshStats {
     }
 
     fn labels<'a>(&'a self, destination: &'a Workload) -> Vec<(&'static str, &'a str)> {
-        let pairs = |keys: [&'static str; 4], w: &'a Workload| keys.into_iter().zip(w.0.iter().map(|v| &**v));
+        let pairs = |keys: [&'static str; 4], w: &'a Workload| {
+            keys.into_iter().zip(w.0.iter().map(|v| v.to_str().unwrap_or(UNKNOWN)))
+        };
         pairs(SOURCE_LABELS, &self.source).chain(pairs(DESTINATION_LABELS, destination)).collect()
     }
 }
@@ -166,7 +175,7 @@ mod tests {
         {
             headers.insert(name, value.parse().unwrap());
         }
-        let destination = Workload::from_headers(&headers);
+        let destination = Workload::take(&mut headers);
         (0..5).for_each(|_| stats.record(&destination, StatusCode::OK, Duration::from_millis(3)));
         let out = registry.render(Format::Prometheus, &Filter::default());
         let labels = "source_namespace=\"bookbuyer\",source_kind=\"Deployment\",source_name=\"bookbuyer\",\
@@ -189,13 +198,13 @@ mod tests {
             let mut headers = HeaderMap::new();
             headers.insert("osm-stats-pod", format!("pod-{i}").parse().unwrap());
             let code = StatusCode::from_u16(200 + u16::try_from(i % 700).unwrap()).unwrap();
-            stats.record(&Workload::from_headers(&headers), code, Duration::ZERO);
+            stats.record(&Workload::take(&mut headers), code, Duration::ZERO);
         }
         assert!(registry.len() < 2_000, "{} series", registry.len());
     }
 
     #[test]
     fn a_reply_of_our_own_has_an_unknown_destination() {
-        assert_eq!(Workload::from_headers(&HeaderMap::new()), Workload::unknown());
+        assert_eq!(Workload::take(&mut HeaderMap::new()), Workload::unknown());
     }
 }

@@ -18,7 +18,7 @@ use crate::body::End;
 pub(super) struct Lease {
     pub(super) cluster: Arc<Cluster>,
     load: Load,
-    started: Instant,
+    pub(super) started: Instant,
     /// A connection was found for it.
     attached: bool,
     settled: bool,
@@ -44,11 +44,11 @@ impl Lease {
     }
 
     /// Counts how the stream ended.
-    pub(super) fn settle(&mut self, end: End<'_>) {
+    pub(super) fn settle(&mut self, end: End<'_>, now: Instant) {
         self.settled = true;
         let stats = &self.cluster.stats;
         match end {
-            End::Complete => stats.upstream_rq_time.record(millis(self.started.elapsed())),
+            End::Complete => stats.upstream_rq_time.record(millis(now - self.started)),
             End::Failed(_) => stats.upstream_rq_rx_reset.increment(1),
             End::Dropped => stats.upstream_rq_tx_reset.increment(1),
         }

@@ -137,14 +137,14 @@ impl Slot {
     }
 
     /// Puts a connection back whose last response and request were both read to their end.
-    pub(super) fn put(&self, conn: Box<H1>, idle_timeout: Duration, stats: &Arc<ClusterStats>) {
+    pub(super) fn put(&self, conn: Box<H1>, now: Instant, idle_timeout: Duration, stats: &Arc<ClusterStats>) {
         let excess = {
             let mut idle = self.inner.idle.lock();
             if *conn.key != *idle.key || conn.is_closed() {
                 return;
             }
             let mut conn = conn;
-            conn.idle_since = Instant::now();
+            conn.idle_since = now;
             idle.stack.push(conn);
             (idle.stack.len() > STACK).then(|| idle.stack.remove(0))
         };

@@ -8,6 +8,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
+use tokio::time::Instant;
 
 use super::{
     cluster::{Cluster, Version},
@@ -47,6 +48,8 @@ pub struct Answer {
     pub reused: bool,
     /// Time that opening a connection took; None when one was there.
     pub connected_in: Option<Duration>,
+    /// When the sending began.
+    pub started: Instant,
     /// With status 101: the raw connection.
     pub upgrade: Option<Upgrade>,
     facts: Arc<Facts>,
@@ -231,25 +234,26 @@ impl H1 {
             self.take_lease().fail(&error.kind);
             return Err(error);
         }
-        let facts = self.facts.clone();
+        let (facts, started) = (self.facts.clone(), self.lease.as_ref().map_or_else(Instant::now, |l| l.started));
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             let upgrade = Upgrade { on: hyper::upgrade::on(&mut response), conn: self };
             let response = response.map(|_| Body::empty());
-            return Ok(Answer { response, reused, connected_in, upgrade: Some(upgrade), facts });
+            return Ok(Answer { response, reused, connected_in, started, upgrade: Some(upgrade), facts });
         }
         let response = response.map(|incoming| {
             let mut body = Body::incoming(incoming);
             body.guard(self);
             body
         });
-        Ok(Answer { response, reused, connected_in, upgrade: None, facts })
+        Ok(Answer { response, reused, connected_in, started, upgrade: None, facts })
     }
 }
 
 impl Guard for H1 {
     fn end(mut self: Box<Self>, end: End<'_>, _bytes: u64) {
         let Some(mut lease) = self.lease.take() else { return };
-        lease.settle(end);
+        let now = Instant::now();
+        lease.settle(end, now);
         // A server may answer before it has read the request. hyper then neither ends nor frees the connection
         // (hyper#4176), so it is cut.
         if !matches!(end, End::Complete) || !self.flags.request_done() {
@@ -261,7 +265,7 @@ impl Guard for H1 {
             return cluster.stats.upstream_cx_max_requests.increment(1);
         }
         let slot = cluster.slot(lease.endpoint(), self.key.worker());
-        slot.put(self, cluster.spec().idle_timeout, &cluster.stats);
+        slot.put(self, now, cluster.spec().idle_timeout, &cluster.stats);
     }
 }
 
@@ -281,7 +285,7 @@ struct Held {
 
 impl Guard for Held {
     fn end(mut self: Box<Self>, end: End<'_>, _bytes: u64) {
-        self.lease.settle(end);
+        self.lease.settle(end, Instant::now());
     }
 }
 
@@ -297,11 +301,11 @@ fn answer_http2(
         lease.fail(&error.kind);
         return Err(error);
     }
-    let facts = stream.conn.facts.clone();
+    let (facts, started) = (stream.conn.facts.clone(), lease.started);
     let response = response.map(|incoming| {
         let mut body = Body::incoming(incoming);
         body.guard(Box::new(Held { _stream: stream, lease }));
         body
     });
-    Ok(Answer { response, reused, connected_in, upgrade: None, facts })
+    Ok(Answer { response, reused, connected_in, started, upgrade: None, facts })
 }

@@ -45,7 +45,7 @@ pub struct UpgradedIo {
 impl Drop for UpgradedIo {
     fn drop(&mut self) {
         if let Some(lease) = &mut self.conn.lease {
-            lease.settle(End::Complete);
+            lease.settle(End::Complete, tokio::time::Instant::now());
         }
     }
 }

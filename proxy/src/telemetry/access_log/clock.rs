@@ -1,6 +1,10 @@
 //! `%START_TIME(format)%`: prints a moment in UTC by `strftime` conversions and Envoy's fractions.
 
-use std::{fmt::Write as _, time::SystemTime};
+use std::{
+    cell::RefCell,
+    fmt::Write as _,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use time::{Month, OffsetDateTime};
 
@@ -8,16 +12,8 @@ use crate::config::access_log::time_conversion;
 
 /// Prints `at` as `2026-01-31T23:59:59.123Z` (Envoy's default) or by `format`, whose conversions were checked before.
 pub(super) fn print(out: &mut String, at: SystemTime, format: Option<&str>) {
+    let Some(format) = format else { return default(out, at) };
     let at = OffsetDateTime::from(at);
-    let Some(format) = format else {
-        date(out, at);
-        out.push('T');
-        clock(out, at);
-        out.push('.');
-        padded(out, at.millisecond().into(), 3);
-        out.push('Z');
-        return;
-    };
     let mut rest = format;
     while let Some(percent) = rest.find('%') {
         out.push_str(&rest[..percent]);
@@ -27,6 +23,29 @@ pub(super) fn print(out: &mut String, at: SystemTime, format: Option<&str>) {
         rest = &rest[length..];
     }
     out.push_str(rest);
+}
+
+/// ISO 8601 with milliseconds. The second is printed once per thread: this stands in every line.
+fn default(out: &mut String, at: SystemTime) {
+    thread_local! {
+        static SECOND: RefCell<(u64, String)> = const { RefCell::new((u64::MAX, String::new())) };
+    }
+    // A clock before 1970 is no clock.
+    let since = at.duration_since(UNIX_EPOCH).unwrap_or_default();
+    SECOND.with_borrow_mut(|(second, text)| {
+        if *second != since.as_secs() {
+            *second = since.as_secs();
+            text.clear();
+            let at = OffsetDateTime::from(at);
+            date(text, at);
+            text.push('T');
+            clock(text, at);
+            text.push('.');
+        }
+        out.push_str(text);
+    });
+    padded(out, since.subsec_millis(), 3);
+    out.push('Z');
 }
 
 fn convert(out: &mut String, at: OffsetDateTime, conversion: &[u8]) {
@@ -145,5 +164,13 @@ mod tests {
             print(&mut out, at, format);
             assert_eq!(out, expected, "{format:?}");
         }
+        let mut out = String::new();
+        for millis in [0, 999, 1_000, 2_001] {
+            print(&mut out, UNIX_EPOCH + Duration::from_millis(millis), None);
+        }
+        assert_eq!(
+            out,
+            "1970-01-01T00:00:00.000Z1970-01-01T00:00:00.999Z1970-01-01T00:00:01.000Z1970-01-01T00:00:02.001Z"
+        );
     }
 }

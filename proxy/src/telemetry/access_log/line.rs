@@ -7,15 +7,16 @@ use std::{
     fmt::Write as _,
     net::{IpAddr, SocketAddr},
     sync::LazyLock,
+    time::SystemTime,
 };
 
-use http::{HeaderMap, HeaderName, HeaderValue, Version};
+use http::{HeaderName, Version};
 
 use super::{
     Needs, clock,
-    record::{Record, millis},
+    record::{Kept, Record, millis},
 };
-use crate::config::access_log::{JsonValue, Operator, Part, SimpleOperator, Template};
+use crate::config::access_log::{Field, JsonValue, Operator, Part, SimpleOperator, Template};
 
 /// A compiled line.
 #[derive(Debug)]
@@ -39,7 +40,24 @@ enum Piece {
 enum Value<'a> {
     Missing,
     Number(u64),
+    /// Nothing in it needs to be escaped.
+    Plain(&'a str),
     Text(Cow<'a, str>),
+    Address(SocketAddr),
+    Time(SystemTime, Option<&'a str>),
+}
+
+/// What a value becomes part of.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Style {
+    /// A text line; `-` when missing.
+    Text,
+    /// A whole JSON value: number, string or null.
+    Json,
+    /// A JSON string; `-` when missing.
+    JsonPart,
+    /// A header's value; left out when missing.
+    Header,
 }
 
 static HOSTNAME: LazyLock<String> = LazyLock::new(|| {
@@ -75,30 +93,16 @@ impl Line {
         Self { pieces: merged }
     }
 
-    /// The line for `record`.
-    pub(super) fn render(&self, record: &Record) -> String {
-        let mut out = String::with_capacity(768);
+    /// Appends the line for `record`.
+    pub(super) fn render(&self, record: &Record, out: &mut String) {
         for piece in &self.pieces {
             match piece {
                 Piece::Raw(raw) => out.push_str(raw),
-                Piece::Text(operator, length) => match value(operator, record) {
-                    Value::Missing => out.push('-'),
-                    Value::Number(n) => number(&mut out, n),
-                    Value::Text(text) => escape_text(&mut out, cut(&text, *length)),
-                },
-                Piece::Json(operator, length) => match value(operator, record) {
-                    Value::Missing => out.push_str("null"),
-                    Value::Number(n) => number(&mut out, n),
-                    Value::Text(text) => {
-                        out.push('"');
-                        escape_json(&mut out, cut(&text, *length));
-                        out.push('"');
-                    }
-                },
-                Piece::JsonText(parts) => json_text(&mut out, parts, record),
+                Piece::Text(operator, length) => put(out, value(operator, record), *length, Style::Text),
+                Piece::Json(operator, length) => put(out, value(operator, record), *length, Style::Json),
+                Piece::JsonText(parts) => json_text(out, parts, record),
             }
         }
-        out
     }
 }
 
@@ -109,14 +113,61 @@ pub fn render(template: &Template, record: &Record) -> String {
     for part in &template.parts {
         match part {
             Part::Literal(literal) => out.push_str(literal),
-            Part::Operator(operator, length) => match value(operator, record) {
-                Value::Missing => {}
-                Value::Number(n) => number(&mut out, n),
-                Value::Text(text) => out.push_str(cut(&text, *length)),
-            },
+            Part::Operator(operator, length) => put(&mut out, value(operator, record), *length, Style::Header),
         }
     }
     out
+}
+
+fn put(out: &mut String, value: Value<'_>, length: Option<usize>, style: Style) {
+    match value {
+        Value::Missing => out.push_str(match style {
+            Style::Text | Style::JsonPart => "-",
+            Style::Json => "null",
+            Style::Header => "",
+        }),
+        Value::Number(n) => number(out, n),
+        value => {
+            if style == Style::Json {
+                out.push('"');
+            }
+            put_text(out, value, length, style);
+            if style == Style::Json {
+                out.push('"');
+            }
+        }
+    }
+}
+
+/// Values that are ours and go out whole need no copy and no escapes.
+fn put_text(out: &mut String, value: Value<'_>, length: Option<usize>, style: Style) {
+    match (value, length) {
+        (Value::Plain(text), None) => out.push_str(text),
+        (Value::Address(address), None) => print_address(out, address),
+        (Value::Time(at, None), None) => clock::print(out, at, None),
+        (value, length) => {
+            let text = text_of(value);
+            let text = cut(&text, length);
+            match style {
+                Style::Text => escape_text(out, text),
+                Style::Json | Style::JsonPart => escape_json(out, text),
+                Style::Header => out.push_str(text),
+            }
+        }
+    }
+}
+
+fn text_of(value: Value<'_>) -> Cow<'_, str> {
+    let mut out = String::new();
+    match value {
+        Value::Missing => {}
+        Value::Plain(text) => return text.into(),
+        Value::Text(text) => return text,
+        Value::Number(n) => number(&mut out, n),
+        Value::Address(address) => print_address(&mut out, address),
+        Value::Time(at, format) => clock::print(&mut out, at, format),
+    }
+    out.into()
 }
 
 fn object(fields: &[(String, JsonValue)], pieces: &mut Vec<Piece>, needs: &mut Needs) {
@@ -148,11 +199,7 @@ fn json_text(out: &mut String, parts: &[Part], record: &Record) {
     for part in parts {
         match part {
             Part::Literal(literal) => escape_json(out, literal),
-            Part::Operator(operator, length) => match value(operator, record) {
-                Value::Missing => out.push('-'),
-                Value::Number(n) => number(out, n),
-                Value::Text(text) => escape_json(out, cut(&text, *length)),
-            },
+            Part::Operator(operator, length) => put(out, value(operator, record), *length, Style::JsonPart),
         }
     }
     out.push('"');
@@ -160,44 +207,56 @@ fn json_text(out: &mut String, parts: &[Part], record: &Record) {
 
 fn value<'a>(operator: &'a Operator, record: &'a Record) -> Value<'a> {
     match operator {
-        Operator::StartTime(format) => {
-            let mut out = String::new();
-            clock::print(&mut out, record.start, format.as_deref());
-            Value::Text(out.into())
+        Operator::StartTime(format) => Value::Time(record.start, format.as_deref()),
+        Operator::Req(field, other) => either(field, other.as_ref(), |field| request_field(record, field)),
+        Operator::ReqWithoutQuery(field, other) => {
+            match either(field, other.as_ref(), |field| request_field(record, field)) {
+                Value::Text(text) => Value::Text(without_query(text)),
+                value => value,
+            }
         }
-        Operator::Req(name, other) => either(name, other.as_deref(), |n| request_header(record, n)),
-        Operator::ReqWithoutQuery(name, other) => match either(name, other.as_deref(), |n| request_header(record, n)) {
-            Value::Text(Cow::Borrowed(text)) => Value::Text(text.split('?').next().unwrap_or(text).into()),
-            Value::Text(Cow::Owned(text)) => Value::Text(text.split('?').next().unwrap_or_default().to_owned().into()),
-            other => other,
-        },
-        Operator::Resp(name, other) => either(name, other.as_deref(), |n| match n {
-            ":status" => record.status.map(|s| s.as_str().to_owned().into()),
-            _ => header(&record.response_headers, n),
+        Operator::Resp(field, other) => either(field, other.as_ref(), |field| match field {
+            Field::Status => record.status.as_ref().map(|status| Value::Plain(status.as_str())),
+            field => header(&record.response_headers, field.header()?),
         }),
-        Operator::Trailer(name, other) => either(name, other.as_deref(), |n| header(&record.response_trailers, n)),
+        Operator::Trailer(field, other) => {
+            either(field, other.as_ref(), |field| header(&record.response_trailers, field.header()?))
+        }
         Operator::Simple(operator) => simple(*operator, record),
     }
 }
 
-fn either<'a>(name: &'a str, other: Option<&'a str>, get: impl Fn(&'a str) -> Option<Cow<'a, str>>) -> Value<'a> {
-    get(name).or_else(|| get(other?)).map_or(Value::Missing, Value::Text)
+fn either<'a>(field: &'a Field, other: Option<&'a Field>, get: impl Fn(&'a Field) -> Option<Value<'a>>) -> Value<'a> {
+    get(field).or_else(|| get(other?)).unwrap_or(Value::Missing)
 }
 
-fn request_header<'a>(record: &'a Record, name: &str) -> Option<Cow<'a, str>> {
+fn request_field<'a>(record: &'a Record, field: &Field) -> Option<Value<'a>> {
     let method = record.method.as_ref()?;
-    match name {
-        ":method" => Some(method.as_str().into()),
-        ":path" => Some(record.path.as_str().into()),
-        ":authority" | "host" => (!record.authority.is_empty()).then(|| record.authority.as_str().into()),
-        ":scheme" => Some(record.scheme.into()),
-        _ if name.starts_with(':') => None,
-        _ => header(&record.request_headers, name),
+    match field {
+        // A method is a token (RFC 9110 section 5.6.2): no quotes, no control characters.
+        Field::Method => Some(Value::Plain(method.as_str())),
+        Field::Path => Some(Value::Text(record.path.as_str().into())),
+        Field::Scheme => Some(Value::Plain(record.scheme)),
+        Field::Header(name) if *name != http::header::HOST => header(&record.request_headers, name),
+        Field::Authority | Field::Header(_) => {
+            (!record.authority.is_empty()).then(|| Value::Text(record.authority.as_str().into()))
+        }
+        Field::Status | Field::Protocol => None,
     }
 }
 
-fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<Cow<'a, str>> {
-    headers.get(name).map(HeaderValue::as_bytes).map(String::from_utf8_lossy)
+fn without_query(text: Cow<'_, str>) -> Cow<'_, str> {
+    match text {
+        Cow::Borrowed(text) => text.split('?').next().unwrap_or(text).into(),
+        Cow::Owned(text) => text.split('?').next().unwrap_or_default().to_owned().into(),
+    }
+}
+
+fn header<'a>(headers: &'a Kept, name: &HeaderName) -> Option<Value<'a>> {
+    let bytes = headers.get(name)?.as_bytes();
+    // Nearly every value is text; the lossy way is slow.
+    let text = std::str::from_utf8(bytes).map_or_else(|_| String::from_utf8_lossy(bytes), Cow::Borrowed);
+    Some(Value::Text(text))
 }
 
 fn text(text: Option<&str>) -> Value<'_> {
@@ -207,13 +266,7 @@ fn text(text: Option<&str>) -> Value<'_> {
 fn simple(operator: SimpleOperator, record: &Record) -> Value<'_> {
     use SimpleOperator as S;
     let connection = &record.connection;
-    let address = |address: Option<SocketAddr>| {
-        address.map_or(Value::Missing, |address| {
-            let mut out = String::with_capacity(48);
-            print_address(&mut out, address);
-            Value::Text(out.into())
-        })
-    };
+    let address = |address: Option<SocketAddr>| address.map_or(Value::Missing, Value::Address);
     let ip = |ip: IpAddr| Value::Text(ip.to_string().into());
     let joined = |names: &[String]| match names {
         [] => Value::Missing,
@@ -221,7 +274,7 @@ fn simple(operator: SimpleOperator, record: &Record) -> Value<'_> {
     };
     let number = |n: Option<u64>| n.map_or(Value::Missing, Value::Number);
     match operator {
-        S::Protocol => text(record.protocol.map(protocol)),
+        S::Protocol => record.protocol.map_or(Value::Missing, |version| Value::Plain(protocol(version))),
         S::ResponseCode => Value::Number(record.status.map_or(0, |s| s.as_u16().into())),
         // As Envoy prints them, so that a line can be split at spaces.
         S::ResponseCodeDetails => match record.details.as_deref() {
@@ -234,6 +287,7 @@ fn simple(operator: SimpleOperator, record: &Record) -> Value<'_> {
         S::ResponseDuration => number(record.response_duration.map(millis)),
         S::RequestDuration => number(record.request_duration.map(millis)),
         S::Duration => number(Some(millis(record.elapsed()))),
+        S::ResponseFlags if record.flags.is_empty() => Value::Plain("-"),
         S::ResponseFlags => Value::Text(record.flags.to_string().into()),
         S::ResponseFlagsLong => {
             let mut names = String::new();
@@ -319,31 +373,38 @@ fn grpc_status(record: &Record) -> Value<'_> {
         "Unauthenticated",
     ];
     let found =
-        header(&record.response_trailers, GRPC_STATUS).or_else(|| header(&record.response_headers, GRPC_STATUS));
-    let Some(code) = found else { return Value::Missing };
+        header(&record.response_trailers, &GRPC_STATUS).or_else(|| header(&record.response_headers, &GRPC_STATUS));
+    let Some(code) = found.map(text_of) else { return Value::Missing };
     match code.parse::<usize>().ok().and_then(|c| NAMES.get(c)) {
-        Some(name) => Value::Text((*name).into()),
+        Some(name) => Value::Plain(name),
         None => Value::Text(code),
     }
 }
 
-const GRPC_STATUS: &str = "grpc-status";
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 
 impl Needs {
     fn of_operator(&mut self, operator: &Operator) {
-        let (headers, name, other) = match operator {
-            Operator::Req(name, other) | Operator::ReqWithoutQuery(name, other) => (&mut self.request, name, other),
-            Operator::Resp(name, other) => (&mut self.response, name, other),
-            Operator::Trailer(name, other) => (&mut self.trailers, name, other),
+        let (headers, field, other) = match operator {
+            Operator::Req(field, other) | Operator::ReqWithoutQuery(field, other) => (&mut self.request, field, other),
+            Operator::Resp(field, other) => (&mut self.response, field, other),
+            Operator::Trailer(field, other) => (&mut self.trailers, field, other),
             Operator::Simple(SimpleOperator::GrpcStatus) => {
-                self.response.push(HeaderName::from_static(GRPC_STATUS));
-                self.trailers.push(HeaderName::from_static(GRPC_STATUS));
+                need(&mut self.response, &GRPC_STATUS);
+                need(&mut self.trailers, &GRPC_STATUS);
                 return;
             }
             Operator::Simple(_) | Operator::StartTime(_) => return,
         };
-        // Pseudo-headers are no header names; they are always kept.
-        headers.extend(std::iter::once(name).chain(other).filter_map(|n| HeaderName::from_bytes(n.as_bytes()).ok()));
+        // Pseudo-headers are always kept.
+        std::iter::once(field).chain(other).filter_map(Field::header).for_each(|name| need(headers, name));
+    }
+}
+
+/// Adds a name, once.
+pub(super) fn need(names: &mut Vec<HeaderName>, name: &HeaderName) {
+    if !names.contains(name) {
+        names.push(name.clone());
     }
 }
 
@@ -356,7 +417,7 @@ fn cut(text: &str, length: Option<usize>) -> &str {
 
 /// Escapes control characters: line ends would forge lines, ESC would drive the reader's terminal.
 fn escape_text(out: &mut String, text: &str) {
-    if text.bytes().all(|b| matches!(b, b' '..=b'~')) {
+    if is_plain(text) {
         out.push_str(text);
         return;
     }
@@ -371,9 +432,14 @@ fn escape_text(out: &mut String, text: &str) {
     }
 }
 
+/// True for printable ASCII without quotes and backslashes: nearly every text. It looks at all bytes whatever it finds, so
+/// that the compiler can take many at once.
+fn is_plain(text: &str) -> bool {
+    text.bytes().fold(true, |plain, b| plain & (b' '..=b'~').contains(&b) & (b != b'"') & (b != b'\\'))
+}
+
 fn escape_json(out: &mut String, text: &str) {
-    // Nearly every text is plain ASCII.
-    if text.bytes().all(|b| matches!(b, b' '..=b'~') && b != b'"' && b != b'\\') {
+    if is_plain(text) {
         out.push_str(text);
         return;
     }
@@ -394,7 +460,8 @@ fn escape_json(out: &mut String, text: &str) {
 mod tests {
     use std::{sync::Arc, time::Duration};
 
-    use http::{Method, StatusCode};
+    use http::{HeaderMap, HeaderValue, Method, StatusCode};
+    use tokio::time::Instant;
 
     use super::super::record::{Connection, Request};
     use super::*;
@@ -419,7 +486,7 @@ mod tests {
         for (name, value) in headers {
             map.append(*name, HeaderValue::from_bytes(value).unwrap());
         }
-        let mut record = Record::new(connection());
+        let mut record = Record::new(connection(), Instant::now());
         let (method, version) = (&Method::GET, Version::HTTP_11);
         let head = Request { method, version, scheme: "http", authority: "store", path: "/a?b=c", headers: &map };
         record.request(head, &needs.request);
@@ -431,10 +498,16 @@ mod tests {
         record
     }
 
+    fn rendered(line: &Line, record: &Record) -> String {
+        let mut out = String::new();
+        line.render(record, &mut out);
+        out
+    }
+
     fn text(format: &str, headers: &[(&'static str, &'static [u8])]) -> String {
         let mut needs = Needs::default();
         let line = Line::text(&Template::parse(format).unwrap(), &mut needs);
-        line.render(&record(headers, &needs))
+        rendered(&line, &record(headers, &needs))
     }
 
     fn json(fields: &[(&str, &str)], edit: impl FnOnce(&mut Record)) -> String {
@@ -444,7 +517,7 @@ mod tests {
         let line = Line::json(&fields, &mut needs);
         let mut record = record(&[("user-agent", b"curl")], &needs);
         edit(&mut record);
-        line.render(&record)
+        rendered(&line, &record)
     }
 
     #[test]
@@ -475,11 +548,11 @@ mod tests {
         let mut record = record(&[], &needs);
         record.path = "/a\r\n[forged] line".into();
         record.authority = "\u{1b}[31mred".into();
-        let out = line.render(&record);
+        let out = rendered(&line, &record);
         assert_eq!(out, "/a\\r\\n[forged] line \\x1b[31mred\n");
         let fields =
             [("p".to_owned(), JsonValue::Template(Template::parse("%REQ(:PATH)% \"%REQ(:AUTHORITY)%\"").unwrap()))];
-        let out = Line::json(&fields, &mut needs).render(&record);
+        let out = rendered(&Line::json(&fields, &mut needs), &record);
         assert_eq!(out.lines().count(), 1);
         let parsed: serde_json::Value = serde_json::from_str(&out).unwrap();
         assert_eq!(parsed["p"], "/a\r\n[forged] line \"\u{1b}[31mred\"");
@@ -517,7 +590,7 @@ mod tests {
             ("response_flags", "%RESPONSE_FLAGS%"),
         ];
         let out = json(&fields, |record| {
-            *record = Record::new(connection());
+            *record = Record::new(connection(), Instant::now());
             record.flags.set(Flag::NoRouteFound);
             record.details = Some("filter_chain_not_found".into());
         });
@@ -532,7 +605,8 @@ mod tests {
     #[test]
     fn grpc_status_comes_from_trailers_by_name() {
         let out = json(&[("g", "%GRPC_STATUS%")], |record| {
-            record.response_trailers.insert(GRPC_STATUS, HeaderValue::from_static("14"));
+            let trailers = [(GRPC_STATUS, HeaderValue::from_static("14"))].into_iter().collect();
+            record.response_trailers = Kept::all(&trailers);
         });
         assert_eq!(out, "{\"g\":\"Unavailable\"}\n");
     }
@@ -542,7 +616,8 @@ mod tests {
         let mut needs = Needs::default();
         let _line = Line::text(&Template::parse("%REQ(x-a?x-b)%").unwrap(), &mut needs);
         let record = record(&[("x-b", b"1"), ("cookie", b"secret")], &needs);
-        assert_eq!(record.request_headers.len(), 1);
+        assert!(record.request_headers.get(&HeaderName::from_static("x-b")).is_some());
+        assert!(record.request_headers.get(&http::header::COOKIE).is_none());
     }
 
     #[test]

@@ -9,17 +9,19 @@ mod record;
 mod sink;
 
 use std::{
+    cell::RefCell,
     fmt,
     ops::{Deref, DerefMut},
     sync::Arc,
 };
 
 use http::{HeaderMap, HeaderName};
+use tokio::time::Instant;
 
 use self::line::Line;
 pub use self::{
     line::render,
-    record::{Connection, Record, Request},
+    record::{Connection, Kept, Record, Request},
     sink::{SinkHandle, Sinks},
 };
 use crate::config::{
@@ -40,6 +42,17 @@ struct Log {
     line: Line,
     filter: Option<LogFilter>,
 }
+
+impl Log {
+    fn takes(&self, record: &Record) -> bool {
+        let Some(filter) = &self.filter else { return true };
+        let headers = record.request_headers.to_map();
+        filter.matches(&record.filter_view(&headers))
+    }
+}
+
+/// Longest line whose memory is kept for the next one.
+const MAX_SPARE_BYTES: usize = 16 << 10;
 
 /// The headers that lines and filters look at; only these are kept in records.
 #[derive(Debug, Default)]
@@ -76,20 +89,28 @@ impl Loggers {
         self.logs.is_empty()
     }
 
-    /// Starts a record that is written when the entry is dropped; none when no log is configured.
+    /// Starts a record of what began (just) at `started`, to be written when the entry is dropped; none when no log is
+    /// configured.
     #[must_use]
-    pub fn begin(self: &Arc<Self>, connection: &Arc<Connection>) -> Option<Box<Entry>> {
-        (!self.is_empty())
-            .then(|| Box::new(Entry { record: Record::new(Arc::clone(connection)), loggers: Arc::clone(self) }))
+    pub fn begin(self: &Arc<Self>, connection: &Arc<Connection>, started: Instant) -> Option<Box<Entry>> {
+        (!self.is_empty()).then(|| {
+            Box::new(Entry { record: Record::new(Arc::clone(connection), started), loggers: Arc::clone(self) })
+        })
     }
 
     /// Renders the record for each log that takes it and hands the lines to the sinks. Never blocks.
     pub fn write(&self, record: &Record) {
-        for log in &self.logs {
-            if log.filter.as_ref().is_none_or(|f| f.matches(&record.filter_view())) {
-                log.sink.write(&log.line.render(record));
-            }
+        thread_local! {
+            static LINE: RefCell<String> = const { RefCell::new(String::new()) };
         }
+        LINE.with_borrow_mut(|line| {
+            for log in self.logs.iter().filter(|log| log.takes(record)) {
+                line.clear();
+                log.line.render(record, line);
+                log.sink.write(line);
+            }
+            line.shrink_to(MAX_SPARE_BYTES);
+        });
     }
 }
 
@@ -108,12 +129,12 @@ impl Entry {
 
     /// Keeps what the logs need of the response's headers.
     pub fn response(&mut self, headers: &HeaderMap) {
-        record::keep(&mut self.record.response_headers, headers, &self.loggers.needs.response);
+        self.record.response_headers.keep(headers, &self.loggers.needs.response);
     }
 
     /// Keeps what the logs need of the response's trailers.
     pub fn trailers(&mut self, trailers: &HeaderMap) {
-        record::keep(&mut self.record.response_trailers, trailers, &self.loggers.needs.trailers);
+        self.record.response_trailers.keep(trailers, &self.loggers.needs.trailers);
     }
 }
 
@@ -149,7 +170,7 @@ impl Needs {
         match filter {
             LogFilter::Header(header) => {
                 if let crate::config::route::HeaderKey::Name(name) = &header.name {
-                    self.request.push(name.clone());
+                    line::need(&mut self.request, name);
                 }
             }
             LogFilter::And(filters) | LogFilter::Or(filters) => filters.iter().for_each(|f| self.of_filter(f)),
@@ -162,17 +183,11 @@ impl Needs {
 }
 
 impl Record {
-    fn filter_view(&self) -> FilterView<'_> {
+    /// `headers`: those that were kept.
+    fn filter_view<'a>(&'a self, headers: &'a HeaderMap) -> FilterView<'a> {
         let request = self.method.as_ref().map(|method| {
             let (path, query) = self.path.split_once('?').map_or((&*self.path, None), |(p, q)| (p, Some(q)));
-            RequestView {
-                method,
-                authority: &self.authority,
-                path,
-                query,
-                scheme: self.scheme,
-                headers: &self.request_headers,
-            }
+            RequestView { method, authority: &self.authority, path, query, scheme: self.scheme, headers }
         });
         FilterView {
             status: self.status.map_or(0, |s| s.as_u16()),
@@ -216,7 +231,7 @@ mod tests {
 
     #[test]
     fn without_a_log_there_is_no_record() {
-        assert!(Arc::new(Loggers::default()).begin(&connection()).is_none());
+        assert!(Arc::new(Loggers::default()).begin(&connection(), Instant::now()).is_none());
     }
 
     #[test]
@@ -257,7 +272,7 @@ mod tests {
         for (path, status, flag, debug) in [("/ok", 200, None, "1"), ("/broken", 503, Some(Flag::NoRouteFound), "0")] {
             let mut headers = HeaderMap::new();
             headers.insert("x-debug", debug.parse().unwrap());
-            let mut entry = loggers.begin(&connection()).unwrap();
+            let mut entry = loggers.begin(&connection(), Instant::now()).unwrap();
             let (method, version) = (&Method::GET, Version::HTTP_11);
             entry.request(Request { method, version, scheme: "http", authority: "", path, headers: &headers });
             entry.status = StatusCode::from_u16(status).ok();

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use http::{HeaderMap, HeaderName, Method, StatusCode, Version};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version};
 use tokio::time::Instant;
 
 use crate::config::{Name, flags::Flags};
@@ -55,11 +55,11 @@ pub struct Record {
     /// Path with query.
     pub path: String,
     /// Those request headers that the logs need.
-    pub request_headers: HeaderMap,
+    pub request_headers: Kept,
     /// Those response headers that the logs need.
-    pub response_headers: HeaderMap,
+    pub response_headers: Kept,
     /// Those response trailers that the logs need.
-    pub response_trailers: HeaderMap,
+    pub response_trailers: Kept,
     /// Status sent to the client.
     pub status: Option<StatusCode>,
     /// `RESPONSE_CODE_DETAILS`; spaces are printed as `_`.
@@ -110,21 +110,21 @@ pub struct Request<'a> {
 }
 
 impl Record {
-    /// An empty record that starts now.
+    /// An empty record of something that started (just) now.
     #[must_use]
-    pub fn new(connection: Arc<Connection>) -> Self {
+    pub fn new(connection: Arc<Connection>, started: Instant) -> Self {
         Self {
             connection,
             start: SystemTime::now(),
-            started: Instant::now(),
+            started,
             protocol: None,
             method: None,
             scheme: "",
             authority: String::new(),
             path: String::new(),
-            request_headers: HeaderMap::new(),
-            response_headers: HeaderMap::new(),
-            response_trailers: HeaderMap::new(),
+            request_headers: Kept::default(),
+            response_headers: Kept::default(),
+            response_trailers: Kept::default(),
             status: None,
             details: None,
             flags: Flags::NONE,
@@ -149,14 +149,14 @@ impl Record {
         self.duration.unwrap_or_else(|| self.started.elapsed())
     }
 
-    /// Notes that the request's last byte came.
-    pub fn request_ended(&mut self) {
-        self.request_duration.get_or_insert_with(|| self.started.elapsed());
+    /// Notes that the request's last byte came, so long after the start.
+    pub fn request_ended(&mut self, after: Duration) {
+        self.request_duration.get_or_insert(after);
     }
 
-    /// Notes that the upstream's first byte came.
-    pub fn response_began(&mut self) {
-        self.response_duration.get_or_insert_with(|| self.started.elapsed());
+    /// Notes that the upstream's first byte came at `now`.
+    pub fn response_began(&mut self, now: Instant) {
+        self.response_duration.get_or_insert_with(|| now - self.started);
     }
 
     /// Fixes the duration; later calls change nothing.
@@ -170,17 +170,41 @@ impl Record {
         self.scheme = request.scheme;
         request.authority.clone_into(&mut self.authority);
         request.path.clone_into(&mut self.path);
-        self.request_headers.clear();
-        keep(&mut self.request_headers, request.headers, needs);
+        self.request_headers.keep(request.headers, needs);
     }
 }
 
-/// Copies the named headers, all lines of each.
-pub(super) fn keep(into: &mut HeaderMap, from: &HeaderMap, names: &[HeaderName]) {
-    for name in names {
-        if !into.contains_key(name) {
+/// Header lines that the logs need. They are few, so that a list is found through faster than a map is made.
+#[derive(Clone, Debug, Default)]
+pub struct Kept(Vec<(HeaderName, HeaderValue)>);
+
+impl Kept {
+    /// All of `headers`.
+    #[must_use]
+    pub fn all(headers: &HeaderMap) -> Self {
+        Self(headers.iter().map(|(name, value)| (name.clone(), value.clone())).collect())
+    }
+
+    /// The first line of a header.
+    #[must_use]
+    pub fn get(&self, name: &HeaderName) -> Option<&HeaderValue> {
+        self.0.iter().find(|(kept, _)| kept == name).map(|(_, value)| value)
+    }
+
+    /// As the map that filters look at.
+    pub(super) fn to_map(&self) -> HeaderMap {
+        self.0.iter().cloned().collect()
+    }
+
+    /// Copies the named headers, all lines of each; what was kept before is gone.
+    pub(super) fn keep(&mut self, from: &HeaderMap, names: &[HeaderName]) {
+        self.0.clear();
+        for name in names {
             for value in from.get_all(name) {
-                into.append(name, value.clone());
+                if self.0.is_empty() {
+                    self.0.reserve(names.len());
+                }
+                self.0.push((name.clone(), value.clone()));
             }
         }
     }
