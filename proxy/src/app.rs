@@ -170,7 +170,7 @@ fn shown_path(args: &Args) -> String {
 
 fn settings(bootstrap: &Bootstrap) -> Settings {
     let mut roots = Vec::new();
-    let mut found = |kind: Kind, name: &crate::config::Name| roots.push((kind, Arc::clone(name)));
+    let mut found = |kind: Kind, wanted: &crate::config::Wanted| roots.push((kind, wanted.clone()));
     bootstrap.clusters.iter().for_each(|cluster| cluster_references(&cluster.config, &mut found));
     bootstrap.listeners.iter().for_each(|listener| listener_references(&listener.config, &mut found));
     let configured = [bootstrap.cds, bootstrap.lds];

@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use super::{Name, tls::UpstreamTls};
+use super::{Name, Wanted, tls::UpstreamTls};
 
 /// What is asked of a cluster (Envoy's `Cluster`).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,7 +39,7 @@ pub struct ClusterSpec {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Discovery {
     /// EDS over ADS, under this name (`service_name`, else the cluster's name).
-    Eds(Name),
+    Eds(Wanted),
     /// Addresses written in place.
     Static(Vec<EndpointSpec>),
     /// All addresses of each name, refreshed.
@@ -72,8 +72,12 @@ pub struct DnsPolicy {
     pub refresh: Duration,
     /// Wait by the record's TTL instead of [`Self::refresh`].
     pub respect_ttl: bool,
+    /// A record of a shorter life counts as one of this; 1 s by default.
+    pub min_ttl: Duration,
     /// Time before another try after a failure; [`Self::refresh`] by default.
     pub failure_refresh: Duration,
+    /// Each wait is longer by a random time below this; zero by default.
+    pub jitter: Duration,
 }
 
 /// Envoy's `DnsLookupFamily`.

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use super::{
-    Name,
+    Name, Wanted,
     access_log::{AccessLog, LogFilter},
     headers::HeaderEdits,
     ratelimit::HttpLocalRateLimit,
@@ -79,7 +79,7 @@ pub enum Codec {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RouteSource {
     /// RDS over ADS, by name.
-    Rds(Name),
+    Rds(Wanted),
     /// In place.
     Inline(Arc<RouteTable>),
 }

@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, sync::Arc};
 
-use super::{Name, matcher::StringMatch};
+use super::{Name, Wanted, matcher::StringMatch};
 
 /// Secret material (Envoy's `Secret`).
 #[derive(Clone, PartialEq, Eq)]
@@ -59,7 +59,7 @@ pub enum SanKind {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SecretSource {
     /// SDS over the ADS stream.
-    Ads(Name),
+    Ads(Wanted),
     /// SDS from a file, watched (Envoy's `path` / `path_config_source`).
     File {
         /// Name of the secret inside.

@@ -31,7 +31,7 @@ impl Step for FindRoute {
 fn find(exchange: &Exchange, snapshot: &Snapshot) -> Option<Matched> {
     let http = &exchange.cx.conn.http;
     let routes: &Arc<Routes> = match &http.config.routes {
-        RouteSource::Rds(name) => snapshot.routes.get(name)?,
+        RouteSource::Rds(wanted) => snapshot.routes.get(&wanted.name)?,
         RouteSource::Inline(_) => http.inline.as_ref()?,
     };
     let view = exchange.view();

@@ -8,11 +8,8 @@ use rcgen::{
 };
 
 use super::ResolvedSecrets;
-use crate::config::{
-    Name,
-    tls::{
-        CertificatePair, CommonTls, DownstreamTls, SanMatch, Secret, SecretSource, TlsParams, UpstreamTls, Validation,
-    },
+use crate::config::tls::{
+    CertificatePair, CommonTls, DownstreamTls, SanMatch, Secret, SecretSource, TlsParams, UpstreamTls, Validation,
 };
 
 /// A certificate authority.
@@ -70,7 +67,7 @@ pub(crate) fn common(
     certificate: Option<CertificatePair>,
     validation: Option<Validation>,
 ) -> (CommonTls, ResolvedSecrets) {
-    let source = |name: &str| SecretSource::Ads(Name::from(name));
+    let source = |name: &str| SecretSource::Ads(name.into());
     let common = CommonTls {
         params: TlsParams::default(),
         alpn: Vec::new(),

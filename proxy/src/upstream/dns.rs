@@ -22,8 +22,6 @@ use crate::config::cluster::{Discovery, DnsEndpoint, DnsFamily, DnsPolicy, Endpo
 
 /// Shortest time between two look-ups of a name, whatever is configured.
 const MIN_WAIT: Duration = Duration::from_millis(100);
-/// A record of a shorter life is looked up again after this.
-const MIN_TTL: Duration = Duration::from_secs(1);
 
 /// A look-up's result.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -131,7 +129,7 @@ async fn follow(cluster: Weak<Cluster>, names: Vec<DnsEndpoint>, policy: DnsPoli
                     failing[at] = false;
                     stats.update_success.increment(1);
                     if policy.respect_ttl && !found.ttl.is_zero() {
-                        wait = wait.min(found.ttl.max(MIN_TTL));
+                        wait = wait.min(found.ttl.max(policy.min_ttl));
                     }
                     if found.addresses.is_empty() {
                         stats.update_empty.increment(1);
@@ -153,7 +151,8 @@ async fn follow(cluster: Weak<Cluster>, names: Vec<DnsEndpoint>, policy: DnsPoli
         let Some(now) = cluster.upgrade() else { return };
         now.set_endpoints(&endpoints(&names, &last, first_only), 140, 0);
         drop(now);
-        tokio::time::sleep(wait.max(MIN_WAIT)).await;
+        let jitter = policy.jitter.mul_f64(fastrand::f64());
+        tokio::time::sleep(wait.max(MIN_WAIT) + jitter).await;
     }
 }
 

@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     config::{
-        Name,
+        Name, Wanted,
         cluster::{Assignment, ClusterSpec, Discovery},
         listener::{self, ChainIndex, FilterChain, Terminal},
         tls::{CommonTls, Secret, SecretSource},
@@ -216,7 +216,7 @@ impl Assembler {
     /// Puts news into a cluster. True if it can be used, or was waited for long enough.
     fn tend(&mut self, tended: &mut Tended, client: &Client, now: Instant) -> bool {
         let spec = Arc::clone(tended.cluster.spec());
-        if let Discovery::Eds(name) = &spec.discovery {
+        if let Discovery::Eds(Wanted { name, .. }) = &spec.discovery {
             match client.kind(Kind::Endpoints).entries().get(name).map(|entry| &entry.resource) {
                 Some(Resource::Assignment(next)) if tended.assignment.as_ref() != Some(next) => {
                     tended.cluster.set_assignment(next);
@@ -246,7 +246,7 @@ impl Assembler {
             }
         }
         let mut awaited = true;
-        cluster_references(&spec, &mut |kind, name| awaited &= client.settled(kind, name, now));
+        cluster_references(&spec, &mut |kind, wanted| awaited &= client.settled(kind, &wanted.name, now));
         tended.cluster.is_ready() || (awaited && *tended.cluster.endpoints_known().borrow())
     }
 
@@ -427,10 +427,10 @@ impl Assembler {
 /// Must a listener wait? For its routes without end, for its secrets as long as is configured.
 fn awaits(config: &listener::Listener, client: &Client, now: Instant) -> bool {
     let mut awaited = false;
-    listener_references(config, &mut |kind, name| {
+    listener_references(config, &mut |kind, wanted| {
         awaited |= match kind {
-            Kind::Routes => !client.kind(kind).entries().contains_key(name),
-            _ => !client.settled(kind, name, now),
+            Kind::Routes => !client.kind(kind).entries().contains_key(&wanted.name),
+            _ => !client.settled(kind, &wanted.name, now),
         };
     });
     awaited

@@ -7,7 +7,7 @@ use super::{
     kind::Kind,
 };
 use crate::config::{
-    Name,
+    Name, Wanted,
     cluster::{ClusterSpec, Discovery},
     http::RouteSource,
     listener::{FilterChain, Listener, Terminal},
@@ -23,7 +23,7 @@ impl Resource {
     }
 
     /// Calls `found` with each resource that this one asks for over ADS.
-    pub fn references(&self, found: &mut dyn FnMut(Kind, &Name)) {
+    pub fn references(&self, found: &mut dyn FnMut(Kind, &Wanted)) {
         match self {
             Self::Cluster(cluster) => cluster_references(cluster, found),
             Self::Listener(listener) => listener_references(listener, found),
@@ -63,9 +63,9 @@ pub fn chains(listener: &Listener) -> impl Iterator<Item = &Arc<FilterChain>> {
 }
 
 /// What a cluster asks for over ADS: its endpoints, its secrets.
-pub fn cluster_references(cluster: &ClusterSpec, found: &mut dyn FnMut(Kind, &Name)) {
-    if let Discovery::Eds(name) = &cluster.discovery {
-        found(Kind::Endpoints, name);
+pub fn cluster_references(cluster: &ClusterSpec, found: &mut dyn FnMut(Kind, &Wanted)) {
+    if let Discovery::Eds(wanted) = &cluster.discovery {
+        found(Kind::Endpoints, wanted);
     }
     if let Some(tls) = &cluster.tls {
         secret_references(&tls.common, found);
@@ -73,13 +73,13 @@ pub fn cluster_references(cluster: &ClusterSpec, found: &mut dyn FnMut(Kind, &Na
 }
 
 /// What a listener asks for over ADS: its route tables, its secrets.
-pub fn listener_references(listener: &Listener, found: &mut dyn FnMut(Kind, &Name)) {
+pub fn listener_references(listener: &Listener, found: &mut dyn FnMut(Kind, &Wanted)) {
     for chain in chains(listener) {
         if let Some(tls) = &chain.tls {
             secret_references(&tls.common, found);
         }
-        if let Some(name) = rds_name(chain) {
-            found(Kind::Routes, name);
+        if let Some(wanted) = rds(chain) {
+            found(Kind::Routes, wanted);
         }
     }
 }
@@ -87,19 +87,23 @@ pub fn listener_references(listener: &Listener, found: &mut dyn FnMut(Kind, &Nam
 /// The route table that a chain asks for over ADS, if it does.
 #[must_use]
 pub fn rds_name(chain: &FilterChain) -> Option<&Name> {
+    rds(chain).map(|wanted| &wanted.name)
+}
+
+fn rds(chain: &FilterChain) -> Option<&Wanted> {
     match &chain.terminal {
         Terminal::Http(hcm) => match &hcm.routes {
-            RouteSource::Rds(name) => Some(name),
+            RouteSource::Rds(wanted) => Some(wanted),
             RouteSource::Inline(_) => None,
         },
         Terminal::Tcp(_) | Terminal::Close => None,
     }
 }
 
-fn secret_references(tls: &CommonTls, found: &mut dyn FnMut(Kind, &Name)) {
+fn secret_references(tls: &CommonTls, found: &mut dyn FnMut(Kind, &Wanted)) {
     for source in [&tls.certificate, &tls.validation].into_iter().flatten() {
-        if let SecretSource::Ads(name) = source {
-            found(Kind::Secret, name);
+        if let SecretSource::Ads(wanted) = source {
+            found(Kind::Secret, wanted);
         }
     }
 }

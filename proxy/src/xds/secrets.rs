@@ -36,7 +36,7 @@ impl Places<'_> {
 
     fn find(&self, source: &SecretSource) -> Option<(Name, Arc<Secret>)> {
         match source {
-            SecretSource::Ads(name) => match &self.client.kind(Kind::Secret).entries().get(name)?.resource {
+            SecretSource::Ads(wanted) => match &self.client.kind(Kind::Secret).entries().get(&wanted.name)?.resource {
                 Resource::Secret { name, secret } => Some((Arc::clone(name), Arc::clone(secret))),
                 _ => None,
             },

@@ -27,7 +27,7 @@ use super::{
     resource::misfit,
     subscription::{Check, Outcome, Subscription},
 };
-use crate::config::{Name, listener::Listener};
+use crate::config::{Name, Wanted, listener::Listener};
 
 /// Which variant of the protocol is spoken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,10 +48,10 @@ pub struct Settings {
     /// `lds_config` is there.
     pub listeners: bool,
     /// Longest wait for clusters and what they need, and separately for listeners and what they need
-    /// (`initial_fetch_timeout`); 15 s by default, zero = without end.
+    /// (`initial_fetch_timeout`); 15 s by default, zero = without end. What is needed may say otherwise ([`Wanted`]).
     pub patience: Duration,
     /// What static listeners and clusters ask for over ADS.
-    pub roots: Vec<(Kind, Name)>,
+    pub roots: Vec<(Kind, Wanted)>,
     /// Names of static clusters.
     pub static_clusters: HashSet<Name>,
     /// Names of static listeners.
@@ -189,9 +189,7 @@ impl Client {
     pub fn next_poll(&self, now: Instant) -> Option<Instant> {
         let expiries = self.kinds.values().filter_map(Subscription::next_expiry);
         let patience = self.settings.patience;
-        let waits = self.kinds.values().flat_map(|subscription| {
-            subscription.names().into_iter().filter_map(move |name| subscription.settles_at(&name, now, patience))
-        });
+        let waits = self.kinds.values().filter_map(|subscription| subscription.next_settled(now));
         let first = [Kind::Cluster, Kind::Listener].into_iter().filter_map(|kind| {
             let subscription = self.kind(kind);
             let opened = subscription.opened.filter(|_| !subscription.answered && !patience.is_zero())?;
@@ -225,7 +223,7 @@ impl Client {
     /// Has everything that `name` of `kind` stands for been answered, or waited for long enough?
     #[must_use]
     pub fn settled(&self, kind: Kind, name: &str, now: Instant) -> bool {
-        self.kind(kind).settled(name, now, self.settings.patience)
+        self.kind(kind).settled(name, now)
     }
 
     /// The first clusters and all that they need are there, or have been waited for long enough.
@@ -233,7 +231,7 @@ impl Client {
     pub fn clusters_settled(&self, now: Instant) -> bool {
         self.first_answer(Kind::Cluster, self.settings.clusters, now)
             && self.references_settled(Kind::Cluster, now)
-            && self.settings.roots.iter().all(|(kind, name)| *kind != Kind::Endpoints || self.settled(*kind, name, now))
+            && self.settings.roots.iter().all(|(kind, w)| *kind != Kind::Endpoints || self.settled(*kind, &w.name, now))
     }
 
     /// The first listeners and all that they need are there as well: the proxy's start is over.
@@ -242,7 +240,7 @@ impl Client {
         self.clusters_settled(now)
             && self.first_answer(Kind::Listener, self.settings.listeners, now)
             && self.references_settled(Kind::Listener, now)
-            && self.settings.roots.iter().all(|(kind, name)| self.settled(*kind, name, now))
+            && self.settings.roots.iter().all(|(kind, wanted)| self.settled(*kind, &wanted.name, now))
     }
 
     fn kind_mut(&mut self, kind: Kind) -> &mut Subscription {
@@ -267,7 +265,7 @@ impl Client {
     fn references_settled(&self, kind: Kind, now: Instant) -> bool {
         let mut settled = true;
         for entry in self.kind(kind).entries().values() {
-            entry.resource.references(&mut |kind, name| settled &= self.settled(kind, name, now));
+            entry.resource.references(&mut |kind, wanted| settled &= self.settled(kind, &wanted.name, now));
         }
         settled
     }
@@ -326,21 +324,21 @@ impl Client {
 
     /// Derives the names to ask for from what is held, and asks for what is new.
     fn rewire(&mut self, now: Instant) {
-        let mut wanted: BTreeMap<Kind, BTreeSet<Name>> = BTreeMap::new();
-        for (kind, name) in &self.settings.roots {
-            wanted.entry(*kind).or_default().insert(Arc::clone(name));
-        }
+        let mut wanted: BTreeMap<Kind, BTreeMap<Name, Duration>> = BTreeMap::new();
+        let mut want = |kind: Kind, Wanted { name, patience }: &Wanted| {
+            let patience = patience.unwrap_or(self.settings.patience);
+            let names = wanted.entry(kind).or_default();
+            names.entry(Arc::clone(name)).and_modify(|p| *p = longest(*p, patience)).or_insert(patience);
+        };
+        self.settings.roots.iter().for_each(|(kind, root)| want(*kind, root));
         for kind in [Kind::Cluster, Kind::Listener] {
-            for entry in self.kind(kind).entries().values() {
-                entry.resource.references(&mut |kind, name| {
-                    wanted.entry(kind).or_default().insert(Arc::clone(name));
-                });
-            }
+            self.kind(kind).entries().values().for_each(|entry| entry.resource.references(&mut want));
         }
         for kind in [Kind::Endpoints, Kind::Secret, Kind::Routes] {
-            let names = wanted.remove(&kind).unwrap_or_default();
-            let changed = self.kind_mut(kind).want(&names, now);
+            let wanted = wanted.remove(&kind).unwrap_or_default();
+            let changed = self.kind_mut(kind).want(&wanted, now);
             self.changed |= changed;
+            let names: BTreeSet<Name> = wanted.into_keys().collect();
             if self.connected && self.kind(kind).asks() && self.kind(kind).sent.as_ref() != Some(&names) {
                 self.subscribe(kind);
             }
@@ -417,6 +415,11 @@ impl Client {
         self.counts.entry(kind).or_default().update_attempt += 1;
         self.out.push_back(request);
     }
+}
+
+/// The longer wait of two; zero is without end.
+fn longest(a: Duration, b: Duration) -> Duration {
+    if a.is_zero() || b.is_zero() { Duration::ZERO } else { a.max(b) }
 }
 
 fn sotw_request(kind: Kind, subscription: &Subscription) -> DiscoveryRequest {

@@ -30,6 +30,9 @@ struct Toy {
     bad: bool,
     #[prost(uint32, tag = "6")]
     generation: u32,
+    /// Seconds that its `eds` is waited for.
+    #[prost(uint64, optional, tag = "7")]
+    patience: Option<u64>,
 }
 
 fn toy(name: &str) -> Toy {
@@ -82,7 +85,7 @@ fn cluster(toy: &Toy) -> ClusterSpec {
     };
     let discovery = match toy.eds.as_str() {
         "" => Discovery::Static(Vec::new()),
-        eds => Discovery::Eds(eds.into()),
+        eds => Discovery::Eds(Wanted { name: eds.into(), patience: toy.patience.map(Duration::from_secs) }),
     };
     ClusterSpec {
         tls: (!toy.sds.is_empty()).then_some(UpstreamTls { common, sni: None }),
@@ -239,6 +242,27 @@ fn a_zero_initial_fetch_timeout_waits_for_ever() {
     assert_eq!(client.next_poll(now), None);
     client.poll(now + Duration::from_secs(86_400));
     assert_eq!(lines(&mut client), ["cds v= n= []"]);
+}
+
+#[test]
+fn a_resource_may_be_waited_for_longer_or_shorter_than_the_stream_says() {
+    let wait = |patience| {
+        let (mut client, now) = (Client::new(settings(Variant::Sotw), Instant::now()), Instant::now());
+        client.connected(now);
+        lines(&mut client);
+        let all: Vec<Toy> =
+            [("a", Some(3)), ("b", patience)].map(|(n, patience)| Toy { eds: "x".into(), patience, ..toy(n) }).into();
+        client.sotw(sotw(Kind::Cluster, "1", "n1", &all), now, &mut check).unwrap();
+        (
+            client.next_poll(now).map(|at| at - now),
+            client.settled(Kind::Endpoints, "x", now + Duration::from_secs(3600)),
+        )
+    };
+    let seconds = |s| Some(Duration::from_secs(s));
+    assert_eq!(wait(Some(2)), (seconds(3), true), "the longest of those who wait for the same");
+    assert_eq!(wait(None), (seconds(15), true), "15 s by default");
+    assert_eq!(wait(Some(60)), (seconds(60), true));
+    assert_eq!(wait(Some(0)), (None, false), "zero is without end");
 }
 
 #[test]
@@ -472,6 +496,7 @@ impl Server {
             }
             let pick = |random: &mut fastrand::Rng, kind: Kind| format!("{}{}", kind.service(), random.u8(..4));
             let toy = Toy {
+                patience: None,
                 eds: if kind == Kind::Cluster { pick(random, Kind::Endpoints) } else { String::new() },
                 rds: if kind == Kind::Listener { pick(random, Kind::Routes) } else { String::new() },
                 sds: if kind == Kind::Cluster && random.bool() { pick(random, Kind::Secret) } else { String::new() },
@@ -577,7 +602,7 @@ impl Server {
         for kind in Kind::ALL {
             for entry in client.kind(kind).entries().values() {
                 entry.resource.references(&mut |kind, name| {
-                    wanted.insert((kind, name.to_string()));
+                    wanted.insert((kind, name.name.to_string()));
                 });
             }
         }

@@ -45,6 +45,23 @@ pub struct Refusal {
     pub since: SystemTime,
 }
 
+/// The wait for a name.
+#[derive(Clone, Copy, Debug)]
+struct Wait {
+    /// Since the first reference.
+    since: Instant,
+    /// Zero is without end.
+    patience: Duration,
+}
+
+impl Wait {
+    /// When it ends; none = never.
+    fn end(self) -> Option<Instant> {
+        // A wait too long for the clock is endless.
+        self.since.checked_add(self.patience).filter(|_| !self.patience.is_zero())
+    }
+}
+
 /// Turns an encoded resource into a checked one, or says why not.
 pub type Check<'a> = dyn FnMut(Kind, &Any) -> Result<Resource, String> + 'a;
 
@@ -61,8 +78,8 @@ pub struct Outcome {
 #[derive(Debug)]
 pub struct Subscription {
     kind: Kind,
-    /// Names that others refer to, with the time of the first such reference.
-    wanted: BTreeMap<Name, Instant>,
+    /// Names that others refer to.
+    wanted: BTreeMap<Name, Wait>,
     entries: BTreeMap<Name, Entry>,
     refused: BTreeMap<Name, Refusal>,
     /// Said by the server not to exist, or expired.
@@ -122,35 +139,33 @@ impl Subscription {
         self.opened.is_some() && (self.kind.is_wildcard() || self.sent.is_some() || !self.wanted.is_empty())
     }
 
-    /// Sets the names that others refer to; what is no longer wanted is forgotten. True if what is held changed.
-    pub fn want(&mut self, names: &BTreeSet<Name>, now: Instant) -> bool {
-        self.wanted.retain(|name, _| names.contains(name));
-        for name in names {
-            self.wanted.entry(Arc::clone(name)).or_insert(now);
+    /// Sets the names that others refer to, each with how long it is waited for; what is no longer wanted is forgotten. True
+    /// if what is held changed.
+    pub fn want(&mut self, names: &BTreeMap<Name, Duration>, now: Instant) -> bool {
+        self.wanted.retain(|name, _| names.contains_key(name));
+        for (name, patience) in names {
+            let wait = self.wanted.entry(Arc::clone(name)).or_insert(Wait { since: now, patience: *patience });
+            wait.patience = *patience;
         }
         let before = self.entries.len();
-        self.entries.retain(|name, _| names.contains(name));
-        self.refused.retain(|name, _| names.contains(name));
-        self.absent.retain(|name| names.contains(name));
+        self.entries.retain(|name, _| names.contains_key(name));
+        self.refused.retain(|name, _| names.contains_key(name));
+        self.absent.retain(|name| names.contains_key(name));
         self.entries.len() != before
     }
 
-    /// Has `name` been answered in any way, or waited for long enough? A zero `patience` is without end.
+    /// Has `name` been answered in any way, or waited for long enough? What nobody refers to is not waited for.
     #[must_use]
-    pub fn settled(&self, name: &str, now: Instant, patience: Duration) -> bool {
-        self.entries.contains_key(name)
-            || self.refused.contains_key(name)
-            || self.absent.contains(name)
-            || (!patience.is_zero() && self.wanted.get(name).is_none_or(|since| now >= *since + patience))
+    pub fn settled(&self, name: &str, now: Instant) -> bool {
+        let answered = self.entries.contains_key(name) || self.refused.contains_key(name) || self.absent.contains(name);
+        answered || self.wanted.get(name).is_none_or(|wait| wait.end().is_some_and(|end| now >= end))
     }
 
-    /// When the wait for `name` ends; none = it is over already, or never ends.
+    /// When the next wait for a name ends.
     #[must_use]
-    pub fn settles_at(&self, name: &str, now: Instant, patience: Duration) -> Option<Instant> {
-        if patience.is_zero() || self.settled(name, now, patience) {
-            return None;
-        }
-        self.wanted.get(name).map(|since| *since + patience)
+    pub fn next_settled(&self, now: Instant) -> Option<Instant> {
+        let waits = self.wanted.iter().filter(|(name, _)| !self.settled(name, now));
+        waits.filter_map(|(_, wait)| wait.end()).min()
     }
 
     /// Takes the resources of a response. With `full`, what is not among them is gone.

@@ -17,6 +17,8 @@ use super::{
 const MAX_DEPTH: usize = 80;
 const ANY: &str = "google.protobuf.Any";
 const DURATION: &str = "google.protobuf.Duration";
+/// A list of which the first entry counts that is supported; the others are not even looked at, as in Envoy.
+const ALTERNATIVES: (&str, &str) = ("envoy.config.cluster.v3.LoadBalancingPolicy", "policies");
 
 /// Walks an encoded message of the given type.
 pub(super) fn walk(type_name: &str, bytes: &[u8], options: &Options, report: &mut Report) {
@@ -160,9 +162,31 @@ impl Walk<'_> {
             return self.map(message, field, &entry, values, place);
         }
         let rules = pgv::items(&field.rules);
+        if (&*message.name, field.name) == ALTERNATIVES
+            && let Some(taken) = values.iter().position(|value| Self::is_supported_policy(*value))
+        {
+            for i in 0..taken {
+                let reason = format_args!("not supported; skipped, as {}[{taken}] is", field.name);
+                self.report.warn(&place.at.index(i), reason);
+            }
+            return self.value(message, field, values[taken], rules, &place.at(&place.at.index(taken)));
+        }
         for (i, value) in values.iter().enumerate() {
             self.value(message, field, *value, rules, &place.at(&place.at.index(i)));
         }
+    }
+
+    /// Is the extension in an encoded `LoadBalancingPolicy.Policy` (fields: 4 = `typed_extension_config`, 2 = `typed_config`,
+    /// 1 = `type_url`) one that we have?
+    fn is_supported_policy(value: Raw<'_>) -> bool {
+        fn inside(raw: Raw<'_>, number: u32) -> Option<Raw<'_>> {
+            let groups = wire::grouped(raw.bytes()?).ok()?;
+            groups.iter().find(|(n, _)| *n == number).and_then(|(_, values)| values.last().copied())
+        }
+        let url = inside(value, 4).and_then(|config| inside(config, 2)).and_then(|any| inside(any, 1));
+        let name = url.and_then(Raw::text).map_or("", schema::type_name);
+        name.starts_with("envoy.extensions.load_balancing_policies.")
+            && support::types("envoy.config.core.v3.TypedExtensionConfig", "typed_config").iter().any(|t| t == name)
     }
 
     fn map(&mut self, message: &Message, field: &Field, entry: &Message, values: &Values<'_>, place: &Place<'_>) {

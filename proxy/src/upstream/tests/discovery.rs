@@ -36,7 +36,9 @@ fn policy(respect_ttl: bool) -> DnsPolicy {
         family: DnsFamily::V4Only,
         refresh: Duration::from_secs(10),
         respect_ttl,
+        min_ttl: Duration::from_secs(1),
         failure_refresh: Duration::from_secs(2),
+        jitter: Duration::ZERO,
     }
 }
 

@@ -2,24 +2,30 @@
 
 use std::time::Duration;
 
-use envoy_types::pb::envoy::{
-    config::{
-        cluster::v3::{
-            CircuitBreakers, Cluster as InCluster, LoadBalancingPolicy,
-            cluster::{ClusterDiscoveryType, DiscoveryType, DnsLookupFamily, LbConfig, LbPolicy},
+use envoy_types::pb::{
+    envoy::{
+        config::{
+            cluster::v3::{
+                CircuitBreakers, Cluster as InCluster, LoadBalancingPolicy,
+                cluster::{
+                    ClusterDiscoveryType, CustomClusterType, DiscoveryType, DnsLookupFamily, LbConfig, LbPolicy,
+                },
+            },
+            core::v3::{TransportSocket, transport_socket},
+            endpoint::v3::ClusterLoadAssignment,
         },
-        core::v3::{TransportSocket, transport_socket},
-        endpoint::v3::ClusterLoadAssignment,
-    },
-    extensions::{
-        load_balancing_policies::least_request::v3::LeastRequest,
-        upstreams::http::v3::{
-            HttpProtocolOptions,
-            http_protocol_options::{
-                ExplicitHttpConfig, UpstreamProtocolOptions, explicit_http_config::ProtocolConfig,
+        extensions::{
+            clusters::{common::dns::v3::DnsLookupFamily as ExtensionFamily, dns::v3::DnsCluster},
+            load_balancing_policies::least_request::v3::LeastRequest,
+            upstreams::http::v3::{
+                HttpProtocolOptions,
+                http_protocol_options::{
+                    ExplicitHttpConfig, UpstreamProtocolOptions, explicit_http_config::ProtocolConfig,
+                },
             },
         },
     },
+    google::protobuf::Any,
 };
 
 use super::{
@@ -43,6 +49,8 @@ const BUFFER_LIMIT: u32 = 1 << 20;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
 const DNS_REFRESH: Duration = Duration::from_secs(5);
+/// A record of a shorter life is looked up again after this where nothing else is configured.
+const DNS_MIN_TTL: Duration = Duration::from_secs(1);
 /// The key of the HTTP settings in `typed_extension_protocol_options`.
 const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
 
@@ -87,7 +95,7 @@ fn discovery(c: &InCluster, name: &Name, at: &At<'_>, cx: &mut Cx<'_>) -> Option
     let kind = match c.cluster_discovery_type.as_ref() {
         Some(ClusterDiscoveryType::Type(kind)) => DiscoveryType::try_from(*kind).ok(),
         None => Some(DiscoveryType::Static),
-        Some(ClusterDiscoveryType::ClusterType(_)) => None,
+        Some(ClusterDiscoveryType::ClusterType(custom)) => return self::custom(c, custom, at, cx),
     };
     let load_at = at.field("load_assignment");
     let load = c.load_assignment.as_ref();
@@ -113,22 +121,53 @@ fn discovery(c: &InCluster, name: &Name, at: &At<'_>, cx: &mut Cx<'_>) -> Option
             endpoint::no_policy(in_place, &load_at, cx);
             Some(Discovery::Static(endpoint::addresses(in_place, &load_at, cx)))
         }
-        Some(DiscoveryType::StrictDns) => {
-            endpoint::no_policy(in_place, &load_at, cx);
-            let names = endpoint::names(in_place, &load_at, cx);
-            Some(Discovery::StrictDns(names, dns_policy(c, at, cx)?))
-        }
-        Some(DiscoveryType::LogicalDns) => {
-            endpoint::no_policy(in_place, &load_at, cx);
-            let single = in_place.endpoints.len() == 1 && in_place.endpoints[0].lb_endpoints.len() == 1;
-            if !single {
-                let reason = "LOGICAL_DNS clusters must have a single locality_lb_endpoint and a single lb_endpoint";
-                return cx.refuse(&load_at, reason);
-            }
-            let name = endpoint::names(in_place, &load_at, cx).pop()?;
-            Some(Discovery::LogicalDns(name, dns_policy(c, at, cx)?))
-        }
+        Some(DiscoveryType::StrictDns) => strict_dns(in_place, &load_at, dns_policy(c, at, cx)?, cx),
+        Some(DiscoveryType::LogicalDns) => logical_dns(in_place, &load_at, dns_policy(c, at, cx)?, cx),
         None => cx.refuse(&at.field("type"), "is required"),
+    }
+}
+
+fn strict_dns(load: &ClusterLoadAssignment, at: &At<'_>, policy: DnsPolicy, cx: &mut Cx<'_>) -> Option<Discovery> {
+    endpoint::no_policy(load, at, cx);
+    Some(Discovery::StrictDns(endpoint::names(load, at, cx), policy))
+}
+
+fn logical_dns(load: &ClusterLoadAssignment, at: &At<'_>, policy: DnsPolicy, cx: &mut Cx<'_>) -> Option<Discovery> {
+    endpoint::no_policy(load, at, cx);
+    let single = load.endpoints.len() == 1 && load.endpoints[0].lb_endpoints.len() == 1;
+    if !single {
+        let reason = "LOGICAL_DNS clusters must have a single locality_lb_endpoint and a single lb_endpoint";
+        return cx.refuse(at, reason);
+    }
+    Some(Discovery::LogicalDns(endpoint::names(load, at, cx).pop()?, policy))
+}
+
+/// A cluster type of its own message: that of names is the only one.
+fn custom(c: &InCluster, custom: &CustomClusterType, at: &At<'_>, cx: &mut Cx<'_>) -> Option<Discovery> {
+    let any_at = at.field("cluster_type");
+    let any_at = any_at.field("typed_config");
+    let Some(any) = custom.typed_config.as_ref() else { return cx.refuse(&any_at, "is required") };
+    let dns: DnsCluster = cx.decode(any, &any_at)?;
+    let policy = extension_policy(&dns, &any_at.inside(&any.type_url), cx)?;
+    if c.eds_cluster_config.is_some() {
+        cx.report.error(&at.field("eds_cluster_config"), "only an EDS cluster has one");
+    }
+    for (set, field) in [
+        (c.dns_refresh_rate.is_some(), "dns_refresh_rate"),
+        (c.dns_failure_refresh_rate.is_some(), "dns_failure_refresh_rate"),
+        (c.dns_jitter.is_some(), "dns_jitter"),
+        (c.respect_dns_ttl, "respect_dns_ttl"),
+        (c.dns_lookup_family != 0, "dns_lookup_family"),
+    ] {
+        if set {
+            cx.report.warn(&at.field(field), "has no effect: cluster_type has one of its own");
+        }
+    }
+    let (load_at, empty) = (at.field("load_assignment"), ClusterLoadAssignment::default());
+    let load = c.load_assignment.as_ref().unwrap_or(&empty);
+    match dns.all_addresses_in_single_endpoint {
+        true => logical_dns(load, &load_at, policy, cx),
+        false => strict_dns(load, &load_at, policy, cx),
     }
 }
 
@@ -137,9 +176,8 @@ fn eds(c: &InCluster, name: &Name, at: &At<'_>, cx: &mut Cx<'_>) -> Option<Disco
     let Some(eds) = c.eds_cluster_config.as_ref() else {
         return cx.refuse(&at, "cannot create an EDS cluster without an EDS config");
     };
-    source::ads_only(eds.eds_config.as_ref(), &at.field("eds_config"), cx)?;
     let service = if eds.service_name.is_empty() { name.clone() } else { eds.service_name.as_str().into() };
-    Some(Discovery::Eds(service))
+    Some(Discovery::Eds(source::over_ads(service, eds.eds_config.as_ref(), &at.field("eds_config"), cx)?))
 }
 
 fn dns_policy(c: &InCluster, at: &At<'_>, cx: &mut Cx<'_>) -> Option<DnsPolicy> {
@@ -157,7 +195,32 @@ fn dns_policy(c: &InCluster, at: &At<'_>, cx: &mut Cx<'_>) -> Option<DnsPolicy> 
         },
         refresh,
         respect_ttl: c.respect_dns_ttl,
+        min_ttl: DNS_MIN_TTL,
         failure_refresh,
+        jitter: cx.duration(c.dns_jitter.as_ref(), &at.field("dns_jitter")).unwrap_or_default(),
+    })
+}
+
+/// The same settings in the message of the extension.
+fn extension_policy(dns: &DnsCluster, at: &At<'_>, cx: &mut Cx<'_>) -> Option<DnsPolicy> {
+    let refresh = cx.duration(dns.dns_refresh_rate.as_ref(), &at.field("dns_refresh_rate")).unwrap_or(DNS_REFRESH);
+    let failure_at = at.field("dns_failure_refresh_rate");
+    let failure = dns.dns_failure_refresh_rate.as_ref().and_then(|f| f.base_interval.as_ref());
+    let failure_refresh = cx.duration(failure, &failure_at.field("base_interval")).unwrap_or(refresh);
+    let min_ttl = cx.duration(dns.dns_min_refresh_rate.as_ref(), &at.field("dns_min_refresh_rate"));
+    Some(DnsPolicy {
+        family: match dns.dns_lookup_family() {
+            ExtensionFamily::Unspecified | ExtensionFamily::Auto => DnsFamily::Auto,
+            ExtensionFamily::V4Only => DnsFamily::V4Only,
+            ExtensionFamily::V6Only => DnsFamily::V6Only,
+            ExtensionFamily::V4Preferred => DnsFamily::V4Preferred,
+            ExtensionFamily::All => DnsFamily::All,
+        },
+        refresh,
+        respect_ttl: dns.respect_dns_ttl,
+        min_ttl: min_ttl.unwrap_or(DNS_MIN_TTL),
+        failure_refresh,
+        jitter: cx.duration(dns.dns_jitter.as_ref(), &at.field("dns_jitter")).unwrap_or_default(),
     })
 }
 
@@ -178,23 +241,27 @@ fn load_balancing(c: &InCluster, at: &At<'_>, cx: &mut Cx<'_>) -> Option<LoadBal
     })
 }
 
-/// The first entry counts; the walk has refused entries that we don't have.
+/// The first entry counts of those that we have, as in Envoy; the walk has refused a list without any.
 fn typed_policy(policy: &LoadBalancingPolicy, at: &At<'_>, cx: &mut Cx<'_>) -> Option<LoadBalancing> {
-    let first = policy.policies.first().and_then(|p| p.typed_extension_config.as_ref());
-    let at = at.index(0);
-    let at = at.field("typed_extension_config");
-    let at = at.field("typed_config");
-    let Some(any) = first.and_then(|t| t.typed_config.as_ref()) else { return cx.refuse(&at, "is required") };
-    match short(type_of(any)) {
-        "RoundRobin" => Some(LoadBalancing::RoundRobin),
-        "LeastRequest" => {
-            let config: LeastRequest = cx.decode(any, &at)?;
-            Some(LoadBalancing::LeastRequest { choices: config.choice_count.as_ref().map_or(2, |n| n.value) })
-        }
-        "Random" => Some(LoadBalancing::Random),
-        "ClusterProvided" => Some(LoadBalancing::Provided),
-        other => cx.refuse(&at, format_args!("{other} not supported")),
+    let configs = policy.policies.iter().map(|p| p.typed_extension_config.as_ref()?.typed_config.as_ref());
+    let known = |any: &Any| {
+        Some(match short(type_of(any)) {
+            "RoundRobin" => LoadBalancing::RoundRobin,
+            "LeastRequest" => LoadBalancing::LeastRequest { choices: 2 },
+            "Random" => LoadBalancing::Random,
+            "ClusterProvided" => LoadBalancing::Provided,
+            _ => return None,
+        })
+    };
+    let first = configs.enumerate().find_map(|(i, any)| Some((i, any?, known(any?)?)));
+    let Some((i, any, lb)) = first else { return cx.refuse(at, "needs a policy") };
+    if !matches!(lb, LoadBalancing::LeastRequest { .. }) {
+        return Some(lb);
     }
+    let at = at.index(i);
+    let at = at.field("typed_extension_config");
+    let config: LeastRequest = cx.decode(any, &at.field("typed_config"))?;
+    Some(LoadBalancing::LeastRequest { choices: config.choice_count.as_ref().map_or(2, |n| n.value) })
 }
 
 fn fitting(discovery: &Discovery, lb: LoadBalancing, at: &At<'_>, cx: &mut Cx<'_>) {

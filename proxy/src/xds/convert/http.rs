@@ -103,8 +103,8 @@ fn routes(m: &Manager, at: &At<'_>, cx: &mut Cx<'_>) -> Option<RouteSource> {
 }
 
 fn rds(rds: &Rds, at: &At<'_>, cx: &mut Cx<'_>) -> Option<RouteSource> {
-    source::ads_only(rds.config_source.as_ref(), &at.field("config_source"), cx)?;
-    Some(RouteSource::Rds(cx.name(&rds.route_config_name, &at.field("route_config_name"))?))
+    let name = cx.name(&rds.route_config_name, &at.field("route_config_name"))?;
+    Some(RouteSource::Rds(source::over_ads(name, rds.config_source.as_ref(), &at.field("config_source"), cx)?))
 }
 
 /// The filters without the router, which must be the last one and there once.

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     config::{
-        Name,
+        Name, Wanted,
         tls::{
             CertificatePair, CommonTls, DownstreamTls, SanKind, SanMatch, Secret, SecretSource, TlsParams, TlsVersion,
             UpstreamTls, Validation,
@@ -144,7 +144,7 @@ fn secret_source(sds: &SdsSecretConfig, at: &At<'_>, cx: &mut Cx<'_>) -> Option<
         return Some(SecretSource::Static(name));
     }
     Some(match source::source(sds.sds_config.as_ref(), &at.field("sds_config"), cx)? {
-        Source::Ads => SecretSource::Ads(name),
+        Source::Ads(patience) => SecretSource::Ads(Wanted { name, patience }),
         Source::File(path) => SecretSource::File { name, path: cx.base.join(path) },
     })
 }

@@ -6,9 +6,12 @@ use ::http::StatusCode;
 
 use super::*;
 use crate::config::{
-    cluster::{ClusterSpec, Discovery, Health, LoadBalancing, RetryBudget, UpstreamHttp},
+    Wanted,
+    cluster::{
+        ClusterSpec, Discovery, DnsEndpoint, DnsFamily, DnsPolicy, Health, LoadBalancing, RetryBudget, UpstreamHttp,
+    },
     headers::AppendAction,
-    http::{EscapedSlashes, HttpConnectionManager, HttpFilterKind, PathRules},
+    http::{EscapedSlashes, HttpConnectionManager, HttpFilterKind, PathRules, RouteSource},
     listener::{Listener, ListenerFilterKind, PortPredicate, Terminal},
     route::{Forward, PathRedirect, PerRouteFilter, RouteAction, Target},
     tls::{SanKind, SecretSource, TlsVersion, Validation},
@@ -314,4 +317,93 @@ fn secrets_hold_what_peers_are_checked_against() {
     let Resource::Secret { name, secret } = resource else { panic!("not a secret") };
     let Secret::Validation(Validation { trusted_ca_pem, subject_alt_names }) = &*secret else { panic!("not a CA") };
     assert_eq!((&*name, &trusted_ca_pem[..], subject_alt_names[0].kind), ("s", &b"pem"[..], SanKind::Any));
+}
+
+#[test]
+fn a_source_says_how_long_it_is_waited_for() {
+    let source = json!({"ads": {}, "initial_fetch_timeout": "3s", "resource_api_version": "V3"});
+    let wanted = |name: &str| Wanted { name: name.into(), patience: Some(Duration::from_secs(3)) };
+    let eds = with(&cluster(), "/type", json!("EDS"));
+    let eds = with(&with(&eds, "/load_assignment", Value::Null), "/eds_cluster_config/eds_config", source.clone());
+    assert_eq!(spec(&eds).discovery, Discovery::Eds(wanted("c")));
+    let http = managed("/rds/config_source", source.clone());
+    assert_eq!(http.routes, RouteSource::Rds(wanted("r")));
+    let sds = json!({"name": "x", "sds_config": source});
+    let context = json!({"common_tls_context": {"tls_certificate_sds_secret_configs": [sds]}});
+    let tls = spec(&upstream_tls(context)).tls.clone().unwrap();
+    assert_eq!(tls.common.certificate, Some(SecretSource::Ads(wanted("x"))));
+}
+
+#[test]
+fn of_load_balancing_policies_the_first_that_we_have_counts() {
+    let policy = |name: &str, config: Value| {
+        let any = ext(&format!("load_balancing_policies.{name}"), config);
+        json!({"typed_extension_config": {"name": "p", "typed_config": any}})
+    };
+    let maglev = policy("maglev.v3.Maglev", json!({}));
+    let least = policy("least_request.v3.LeastRequest", json!({"choice_count": 3}));
+    let (random, all) = (policy("random.v3.Random", json!({})), "/load_balancing_policy/policies");
+    let listed = |policies: Value| with(&cluster(), all, policies);
+    let (resource, warnings) = convert(&listed(json!([maglev, least, random]))).unwrap();
+    let Resource::Cluster(c) = resource else { panic!("not a cluster") };
+    assert_eq!(c.lb, LoadBalancing::LeastRequest { choices: 3 });
+    let skipped = "load_balancing_policy.policies[0]: not supported; skipped, as policies[1] is";
+    assert_eq!(warnings, [skipped]);
+    let at = "load_balancing_policy.policies[0].typed_extension_config.typed_config";
+    let refused = errors(&listed(json!([maglev])));
+    assert!(
+        refused.starts_with(&format!("{at}: envoy.extensions.load_balancing_policies.maglev.v3.Maglev not")),
+        "{refused}"
+    );
+    let wrong = policy("least_request.v3.LeastRequest", json!({"choice_count": 1}));
+    let refused = errors(&listed(json!([maglev, wrong, random])));
+    assert!(refused.contains("policies[1]") && refused.contains("choice_count"), "{refused}");
+    assert!(!errors(&listed(json!([]))).is_empty());
+}
+
+#[test]
+fn names_may_be_asked_for_in_the_newer_message() {
+    let dns = |fields: Value| {
+        let any = ext("clusters.dns.v3.DnsCluster", fields);
+        let plain = with(
+            &with(&cluster(), "/type", Value::Null),
+            "/load_assignment/endpoints/0/lb_endpoints/0/endpoint/address/socket_address/address",
+            json!("a.test"),
+        );
+        with(&plain, "/cluster_type", json!({"name": "envoy.clusters.dns", "typed_config": any}))
+    };
+    let name = DnsEndpoint { host: "a.test".to_owned(), port: 80, weight: 1, priority: 0 };
+    let defaults = DnsPolicy {
+        family: DnsFamily::Auto,
+        refresh: Duration::from_secs(5),
+        respect_ttl: false,
+        min_ttl: Duration::from_secs(1),
+        failure_refresh: Duration::from_secs(5),
+        jitter: Duration::ZERO,
+    };
+    assert_eq!(spec(&dns(json!({}))).discovery, Discovery::StrictDns(vec![name.clone()], defaults));
+    let all = json!({
+        "all_addresses_in_single_endpoint": true, "dns_refresh_rate": "7s", "respect_dns_ttl": true,
+        "dns_min_refresh_rate": "2s", "dns_jitter": "0.5s", "dns_lookup_family": "V6_ONLY",
+        "dns_failure_refresh_rate": {"base_interval": "3s", "max_interval": "9s"},
+    });
+    let policy = DnsPolicy {
+        family: DnsFamily::V6Only,
+        refresh: Duration::from_secs(7),
+        respect_ttl: true,
+        min_ttl: Duration::from_secs(2),
+        failure_refresh: Duration::from_secs(3),
+        jitter: Duration::from_millis(500),
+    };
+    assert_eq!(spec(&dns(all)).discovery, Discovery::LogicalDns(name, policy));
+    let (_, warnings) = convert(&with(&dns(json!({})), "/dns_lookup_family", json!("V4_ONLY"))).unwrap();
+    assert!(
+        warnings.iter().any(|w| w == "dns_lookup_family: has no effect: cluster_type has one of its own"),
+        "{warnings:?}"
+    );
+    let resolver = json!({"typed_dns_resolver_config": {"name": "x"}});
+    assert!(errors(&dns(resolver)).contains("typed_dns_resolver_config: not supported"));
+    let other =
+        json!({"name": "x", "typed_config": ext("clusters.aggregate.v3.ClusterConfig", json!({"clusters": ["a"]}))});
+    assert!(!errors(&with(&with(&cluster(), "/type", Value::Null), "/cluster_type", other)).is_empty());
 }
