@@ -86,16 +86,22 @@ impl Resolve for SystemResolver {
         host: &'a str,
         family: DnsFamily,
     ) -> Pin<Box<dyn Future<Output = Result<Resolved, String>> + Send + 'a>> {
-        Box::pin(async move {
-            match self.resolver(family)?.lookup_ip(host).await {
-                Ok(found) => {
-                    let ttl = found.valid_until().saturating_duration_since(std::time::Instant::now());
-                    Ok(Resolved { addresses: found.iter().collect(), ttl })
-                }
-                Err(e) if e.is_no_records_found() => Ok(Resolved { addresses: Vec::new(), ttl: Duration::ZERO }),
-                Err(e) => Err(e.to_string()),
-            }
-        })
+        Box::pin(async move { ask(self.resolver(family)?, host).await })
+    }
+}
+
+/// "No such name" and "no addresses" are answers, and empty ones: c-ares, which Envoy asks by default, says ARES_ENOTFOUND
+/// and ARES_ENODATA, and Envoy's `DnsResolverImpl` (`isResponseWithNoRecords` in `cares/dns_impl.cc`) makes both a success
+/// without addresses, of which `StrictDnsClusterImpl` takes that the hosts are gone. Server failures, refusals and silence
+/// are failures.
+pub(super) async fn ask(resolver: &TokioResolver, host: &str) -> Result<Resolved, String> {
+    match resolver.lookup_ip(host).await {
+        Ok(found) => {
+            let ttl = found.valid_until().saturating_duration_since(std::time::Instant::now());
+            Ok(Resolved { addresses: found.iter().collect(), ttl })
+        }
+        Err(e) if e.is_no_records_found() => Ok(Resolved { addresses: Vec::new(), ttl: Duration::ZERO }),
+        Err(e) => Err(e.to_string()),
     }
 }
 

@@ -1,9 +1,15 @@
 use std::{collections::VecDeque, net::IpAddr, sync::Mutex};
 
+use hickory_resolver::{
+    TokioResolver,
+    config::{NameServerConfig, ResolverConfig},
+    net::runtime::TokioRuntimeProvider,
+};
+
 use super::*;
 use crate::{
     config::cluster::{Assignment, DnsEndpoint, DnsPolicy},
-    upstream::NoEndpoint,
+    upstream::{NoEndpoint, dns::ask},
 };
 
 /// Gives the listed results in turn; the last one for ever.
@@ -106,6 +112,34 @@ async fn addresses_need_no_resolver() {
     let cluster = cluster(Discovery::StrictDns(names, policy(false)), vec![Err("no".to_owned())]);
     pass(1).await;
     assert_eq!(addresses(&cluster), ["10.1.2.3:80", "[::1]:80"]);
+}
+
+#[tokio::test]
+async fn a_name_that_is_gone_is_an_answer_and_a_failing_server_is_not() {
+    let server = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let mut name_server = NameServerConfig::udp([127, 0, 0, 1].into());
+    name_server.connections[0].port = server.local_addr().unwrap().port();
+    let config = ResolverConfig::from_parts(None, Vec::new(), vec![name_server]);
+    // Answers every question with the code that the name begins with: a header and the question, no records.
+    tokio::spawn(async move {
+        let mut packet = [0; 512];
+        while let Ok((len, from)) = server.recv_from(&mut packet).await {
+            packet[2] |= 0x80;
+            packet[3] = packet[13] - b'0';
+            packet[10..12].fill(0);
+            let question = 12 + packet[12..len].iter().position(|b| *b == 0).unwrap() + 5;
+            server.send_to(&packet[..question], from).await.unwrap();
+        }
+    });
+    let mut builder = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
+    builder.options_mut().attempts = 0;
+    let resolver = builder.build().unwrap();
+    for (host, answer) in
+        [("0-no-data.test.", true), ("3-no-such-name.test.", true), ("2-failure.test.", false), ("5-no.test.", false)]
+    {
+        let found = ask(&resolver, host).await;
+        assert_eq!(found.as_ref().map(|found| found.addresses.len()).ok(), answer.then_some(0), "{host}: {found:?}");
+    }
 }
 
 #[tokio::test]
