@@ -33,7 +33,7 @@ use tonic::{
 };
 
 use super::{
-    convert::{self, Options, Resource},
+    convert::{self, Options, Resource, Warnings},
     kind::Kind,
     sds_file::Files,
     secrets,
@@ -216,7 +216,7 @@ impl Session<'_> {
         self.heard = true;
         let options = self.stream.options;
         let unknown = self.unknown;
-        let mut check = |kind: Kind, any: &Any| check(kind, any, &options, unknown);
+        let mut check = |kind: Kind, any: &Any| check_and_tell(kind, any, &options, unknown);
         let mut client = self.stream.client.lock();
         match W::take(&mut client, response, &mut check) {
             Ok(errors) if errors.is_empty() => {}
@@ -298,12 +298,21 @@ impl Wire for Delta {
 }
 
 /// Converts a resource from the control plane; secrets must be of use as well.
-fn check(kind: Kind, any: &Any, options: &Options, unknown: &Counter) -> Result<Resource, String> {
+///
+/// # Errors
+/// All that is wrong with it, in words.
+pub fn check(kind: Kind, any: &Any, options: &Options) -> Result<(Resource, Warnings), String> {
     let (resource, warnings) =
         convert::resource(kind.type_url(), any, options).map_err(|rejected| rejected.errors.join("; "))?;
     if let Resource::Secret { name, secret } = &resource {
         secrets::check(name, secret)?;
     }
+    Ok((resource, warnings))
+}
+
+/// As [`check`]; warnings are counted and logged.
+fn check_and_tell(kind: Kind, any: &Any, options: &Options, unknown: &Counter) -> Result<Resource, String> {
+    let (resource, warnings) = check(kind, any, options)?;
     for warning in warnings {
         if warning.contains("unknown field") {
             unknown.increment(1);

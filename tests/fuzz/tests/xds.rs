@@ -3,8 +3,12 @@
 
 use bolero::check;
 use envoy_types::pb::google::protobuf::Any;
-use oxmesh_proxy::xds::convert::{self, ASSIGNMENT, CLUSTER, LISTENER, Options, ROUTES, SECRET};
-use prost::Message;
+use oxmesh_proxy::xds::{
+    convert::{self, Options},
+    kind::Kind,
+};
+
+use crate::resources::{SHAPES, resource};
 
 #[test]
 fn any_bytes_are_taken_twice_alike_or_refused_with_words() {
@@ -29,64 +33,8 @@ fn any_bytes_are_taken_twice_alike_or_refused_with_words() {
     });
 }
 
-/// One small resource of each kind, as real as the types allow.
+/// Each kind in each of its forms.
 fn seeds() -> Vec<(&'static str, Vec<u8>)> {
-    use envoy_types::pb::envoy::{
-        config::{
-            cluster::v3::Cluster,
-            core::v3::{Address, SocketAddress, address, socket_address},
-            endpoint::v3::{ClusterLoadAssignment, Endpoint, LbEndpoint, LocalityLbEndpoints, lb_endpoint},
-            listener::v3::{FilterChain, FilterChainMatch, Listener},
-            route::v3::{
-                DirectResponseAction, Route, RouteConfiguration, RouteMatch, VirtualHost, route, route_match,
-            },
-        },
-        extensions::transport_sockets::tls::v3::Secret,
-    };
-    let address = Address {
-        address: Some(address::Address::SocketAddress(SocketAddress {
-            address: "127.0.0.1".to_owned(),
-            port_specifier: Some(socket_address::PortSpecifier::PortValue(80)),
-            ..Default::default()
-        })),
-    };
-    let chain = FilterChain {
-        filter_chain_match: Some(FilterChainMatch { server_names: vec!["a.b".to_owned()], ..Default::default() }),
-        ..Default::default()
-    };
-    let listener = Listener {
-        name: "l".to_owned(),
-        address: Some(address.clone()),
-        filter_chains: vec![chain],
-        ..Default::default()
-    };
-    let matched = RouteMatch {
-        path_specifier: Some(route_match::PathSpecifier::Prefix("/".to_owned())),
-        ..Default::default()
-    };
-    let direct = DirectResponseAction { status: 200, ..Default::default() };
-    let routes = vec![Route {
-        r#match: Some(matched),
-        action: Some(route::Action::DirectResponse(direct)),
-        ..Default::default()
-    }];
-    let host = VirtualHost { name: "h".to_owned(), domains: vec!["*".to_owned()], routes, ..Default::default() };
-    let table = RouteConfiguration { name: "r".to_owned(), virtual_hosts: vec![host], ..Default::default() };
-    let endpoint = Endpoint { address: Some(address), ..Default::default() };
-    let endpoint = LbEndpoint {
-        host_identifier: Some(lb_endpoint::HostIdentifier::Endpoint(endpoint)),
-        ..Default::default()
-    };
-    let locality = LocalityLbEndpoints { lb_endpoints: vec![endpoint], ..Default::default() };
-    let assignment =
-        ClusterLoadAssignment { cluster_name: "c".to_owned(), endpoints: vec![locality], ..Default::default() };
-    let cluster =
-        Cluster { name: "c".to_owned(), load_assignment: Some(assignment.clone()), ..Default::default() };
-    vec![
-        (LISTENER, listener.encode_to_vec()),
-        (ROUTES, table.encode_to_vec()),
-        (CLUSTER, cluster.encode_to_vec()),
-        (ASSIGNMENT, assignment.encode_to_vec()),
-        (SECRET, Secret { name: "s".to_owned(), ..Default::default() }.encode_to_vec()),
-    ]
+    let each = |kind: Kind| (0..SHAPES).map(move |shape| (kind.type_url(), resource(kind, "a", shape).value));
+    Kind::ALL.into_iter().flat_map(each).collect()
 }
