@@ -31,8 +31,11 @@ use crate::{body::Body, config::cluster::TcpKeepalive, tls::Handshake};
 
 /// Largest response head, in bytes.
 pub(super) const MAX_HEAD_BYTES: usize = 64 * 1024;
-/// Largest read buffer of an HTTP/1 connection, in bytes, whatever the cluster allows.
-const MAX_READ_BYTES: usize = 256 * 1024;
+/// Largest read buffer of an HTTP/1 connection, in bytes, whatever the cluster allows. For a client that never reads, up to
+/// three times this is held: what was read ahead, what waits between the two connections, and what waits to be written.
+const MAX_READ_BYTES: usize = 128 * 1024;
+/// Smallest one: it holds a head and what is read with it.
+const MIN_READ_BYTES: usize = MAX_HEAD_BYTES + 8 * 1024;
 /// Most fields in a response head. hyper's own limit for HTTP/1 is the same.
 pub(super) const MAX_FIELDS: usize = 100;
 
@@ -155,7 +158,7 @@ pub(super) async fn http1(
     // The number of fields is limited to `MAX_FIELDS` by default.
     let (sender, connection) = http1::Builder::new()
         .max_header_size(MAX_HEAD_BYTES)
-        .max_buf_size((cluster.spec().buffer_limit_bytes as usize).clamp(2 * MAX_HEAD_BYTES, MAX_READ_BYTES))
+        .max_buf_size((cluster.spec().buffer_limit_bytes as usize).clamp(MIN_READ_BYTES, MAX_READ_BYTES))
         .handshake(TokioIo::new(socket))
         .await
         .map_err(|e| UpstreamError::of(&e, false, false))?;
