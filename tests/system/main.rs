@@ -4,6 +4,7 @@
 //! Envoy stands in for the client's sidecar, the server's, or both, in both xDS modes.
 
 mod access;
+mod differential;
 mod egress;
 mod hostile;
 mod lifecycle;
@@ -25,6 +26,7 @@ fn main() {
     let arguments = Arguments::from_args();
     let mut trials = Vec::new();
     access::trials(&mut trials);
+    differential::trials(&mut trials);
     egress::trials(&mut trials);
     hostile::trials(&mut trials);
     lifecycle::trials(&mut trials);
