@@ -185,7 +185,8 @@ impl http_body::Body for Body {
                         guard.trailers(trailers);
                     }
                 }
-                if self.is_end() {
+                // Nothing comes after trailers, and a writer that has no use for them doesn't ask.
+                if frame.is_trailers() || self.is_end() {
                     self.finish(End::Complete);
                 }
             }
@@ -290,20 +291,23 @@ mod tests {
 
     #[tokio::test]
     async fn trailers_pass_through_and_guards_see_them() {
-        struct Seen(Arc<Mutex<bool>>);
+        struct Seen(Arc<Mutex<bool>>, Arc<Mutex<bool>>);
         impl Guard for Seen {
             fn trailers(&mut self, t: &HeaderMap) {
                 *self.0.lock().unwrap() = t.contains_key("grpc-status");
             }
-            fn end(self: Box<Self>, _: End<'_>, _: u64) {}
+            fn end(self: Box<Self>, end: End<'_>, _: u64) {
+                assert!(matches!(end, End::Complete));
+                *self.1.lock().unwrap() = true;
+            }
         }
         let mut trailers = HeaderMap::new();
         trailers.insert("grpc-status", http::HeaderValue::from_static("0"));
         let frames: [Result<Frame<Bytes>, Error>; 1] = [Ok(Frame::trailers(trailers))];
         let mut body = Body::boxed(http_body_util::StreamBody::new(futures_util::stream::iter(frames)));
-        let seen = Arc::new(Mutex::new(false));
-        body.guard(Box::new(Seen(seen.clone())));
+        let (seen, ended) = (Arc::new(Mutex::new(false)), Arc::new(Mutex::new(false)));
+        body.guard(Box::new(Seen(seen.clone(), ended.clone())));
         assert!(body.frame().await.unwrap().unwrap().is_trailers());
-        assert!(*seen.lock().unwrap());
+        assert!(*seen.lock().unwrap() && *ended.lock().unwrap(), "trailers are the end, read further or not");
     }
 }

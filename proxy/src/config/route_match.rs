@@ -93,10 +93,15 @@ fn has_prefix(path: &str, prefix: &str, case_sensitive: bool) -> bool {
 }
 
 impl HeaderMatch {
-    /// True when the request matches; of repeated lines any hit counts.
+    /// True when the request matches; of repeated lines any hit counts, and any hit spoils an inverted match.
     #[must_use]
     pub fn matches(&self, view: &RequestView<'_>) -> bool {
-        self.matches_lines(view, Lines::Any)
+        self.matches_lines(view, self.any())
+    }
+
+    /// Envoy's way with repeated lines: any of them may hit, before the result is turned round.
+    fn any(&self) -> Lines {
+        if self.invert { Lines::All } else { Lines::Any }
     }
 
     /// As [`Self::matches`], with repeated lines counted as `lines` says.
@@ -125,7 +130,7 @@ impl HeaderMatch {
     #[must_use]
     pub fn matches_response(&self, headers: &HeaderMap) -> bool {
         match &self.name {
-            HeaderKey::Name(name) => self.matches_header(headers, name, Lines::Any),
+            HeaderKey::Name(name) => self.matches_header(headers, name, self.any()),
             _ => self.matches_missing(),
         }
     }
@@ -303,6 +308,8 @@ mod tests {
         let inverted = HeaderMatch { invert: true, ..exact };
         assert!(!inverted.matches_lines(&with(&both), Lines::All), "not every line differs from 2");
         assert!(inverted.matches_lines(&with(&both), Lines::Any), "one line differs from 2");
+        assert!(!inverted.matches(&with(&both)), "a route wants no line to be 2");
+        assert!(!inverted.matches_response(&both), "nor does a retry policy");
     }
 
     #[test]

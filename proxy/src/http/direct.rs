@@ -4,6 +4,7 @@ use http::{HeaderValue, Response, header};
 
 use super::{
     exchange::Exchange,
+    reply,
     runtime::Matched,
     step::{Step, Stop},
 };
@@ -33,7 +34,7 @@ impl Step for Direct {
             }
             RouteAction::Direct(direct) => {
                 stats.rq_direct_response.increment(1);
-                answered(direct)
+                if cx.grpc { reply::grpc_answer(direct.status, &direct.body) } else { answered(direct) }
             }
         };
         cx.note(Flags::NONE, "direct_response");

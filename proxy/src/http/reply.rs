@@ -50,14 +50,30 @@ fn plain(refusal: &Refusal) -> Response<Body> {
 }
 
 fn grpc(refusal: &Refusal) -> Response<Body> {
+    trailers_only(refusal.grpc(), refusal.body().as_bytes())
+}
+
+/// A route's own answer for a gRPC client: the status of gRPC that stands for `status` (as Envoy maps it), the body as words.
+pub(super) fn grpc_answer(status: StatusCode, body: &[u8]) -> Response<Body> {
+    let code = match status.as_u16() {
+        400 => 13,
+        401 => 16,
+        403 => 7,
+        404 => 12,
+        429 | 502..=504 => 14,
+        _ => 2,
+    };
+    trailers_only(code, body)
+}
+
+fn trailers_only(status: u8, words: &[u8]) -> Response<Body> {
     let mut response = Response::new(Body::empty());
     *response.status_mut() = StatusCode::OK;
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-    headers.insert(GRPC_STATUS, HeaderValue::from(u16::from(refusal.grpc())));
-    let body = refusal.body();
-    if !body.is_empty()
-        && let Ok(message) = HeaderValue::from_str(&percent_encoded(&body))
+    headers.insert(GRPC_STATUS, HeaderValue::from(u16::from(status)));
+    if !words.is_empty()
+        && let Ok(message) = HeaderValue::from_str(&percent_encoded(words))
     {
         headers.insert(GRPC_MESSAGE, message);
     }
@@ -65,9 +81,9 @@ fn grpc(refusal: &Refusal) -> Response<Body> {
 }
 
 /// `grpc-message` holds visible ASCII except `%`; the rest is percent-encoded (gRPC over HTTP/2, "Responses").
-fn percent_encoded(text: &str) -> String {
+fn percent_encoded(text: &[u8]) -> String {
     let mut out = String::with_capacity(text.len());
-    for byte in text.bytes() {
+    for &byte in text {
         match byte {
             b' '..=b'~' if byte != b'%' => out.push(char::from(byte)),
             _ => drop(write!(out, "%{byte:02X}")),

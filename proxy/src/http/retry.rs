@@ -100,19 +100,19 @@ where
             if retries > 0 && outcome.as_ref().is_ok_and(|r| !r.status().is_server_error()) {
                 cluster_stat(&cx, |s| s.upstream_rq_retry_success.increment(1));
             }
-            return outcome;
+            return told(outcome, retries);
         }
         if retries >= policy.num_retries {
             cluster_stat(&cx, |s| s.upstream_rq_retry_limit_exceeded.increment(1));
-            return given_up(&cx, outcome, Flag::UpstreamRetryLimitExceeded);
+            return given_up(&cx, told(outcome, retries), Flag::UpstreamRetryLimitExceeded);
         }
         if !replay.is_possible() {
-            return outcome;
+            return told(outcome, retries);
         }
         permit = match cx.cluster.get().map(|cluster| cluster.admit_retry()) {
             Some(Ok(permit)) => Some(permit),
-            Some(Err(_)) => return given_up(&cx, outcome, Flag::UpstreamOverflow),
-            None => return outcome,
+            Some(Err(_)) => return given_up(&cx, told(outcome, retries), Flag::UpstreamOverflow),
+            None => return told(outcome, retries),
         };
         // The answer's connection is given back before the wait.
         drop(outcome);
@@ -140,6 +140,17 @@ fn given_up(cx: &Context, outcome: Outcome, flag: Flag) -> Outcome {
         }
         Err(refusal) => Err(Refusal { more_flags: refusal.more_flags.union(Flags::of(flag)), ..refusal }),
     }
+}
+
+/// The last outcome; the words of a refusal say that there were tries before.
+fn told(outcome: Outcome, retries: u32) -> Outcome {
+    if retries == 0 {
+        return outcome;
+    }
+    outcome.map_err(|refusal| {
+        let body = refusal.body().replace("reset reason:", "retried and the latest reset reason:");
+        Refusal { body: Some(body.into()), ..refusal }
+    })
 }
 
 /// The head of another try. Extensions stay with the first: they hold nothing that goes upstream.

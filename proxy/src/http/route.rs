@@ -21,7 +21,11 @@ impl Step for FindRoute {
             cx.conn.http.stats.no_route.increment(1);
             return Err(Reason::RouteNotFound.into());
         };
-        cx.log(|entry| entry.route = Some(matched.route().name.clone()));
+        cx.log(|entry| {
+            entry.route = Some(matched.route().name.clone());
+            // Here, so that the line of a refused request names the cluster that it did not get to.
+            entry.upstream_cluster = matched.cluster().filter(|name| snapshot.clusters.contains_key(*name)).cloned();
+        });
         let _first = cx.matched.set(matched);
         exchange.snapshot = Some(snapshot);
         Ok(())

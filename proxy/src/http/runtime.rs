@@ -236,6 +236,14 @@ impl Matched {
         }
     }
 
+    /// Name of the cluster that the route, or its share, forwards to.
+    pub(super) fn cluster(&self) -> Option<&Arc<str>> {
+        match &self.route().forward()?.target {
+            Target::Cluster(name) => Some(name),
+            Target::Weighted(_) => Some(&self.share()?.cluster),
+        }
+    }
+
     fn state(&self) -> &RouteState {
         &self.routes.hosts[self.host][self.route]
     }

@@ -10,7 +10,7 @@ use super::{
     step::{Step, Stop},
 };
 use crate::{
-    config::route::{Forward, Target},
+    config::route::Forward,
     error::{Reason, Refusal},
 };
 
@@ -23,18 +23,13 @@ impl Step for ChooseCluster {
         let cx = Arc::clone(&exchange.cx);
         let Some(matched) = cx.matched.get() else { return Err(Reason::RouteNotFound.into()) };
         let Some(forward) = matched.route().forward() else { return Err(Reason::RouteNotFound.into()) };
-        let name = match (&forward.target, matched.share()) {
-            (Target::Cluster(name), _) => name,
-            (Target::Weighted(_), Some(share)) => &share.cluster,
-            (Target::Weighted(_), None) => return Err(Reason::ClusterNotFound.into()),
-        };
+        let Some(name) = matched.cluster() else { return Err(Reason::ClusterNotFound.into()) };
         // The snapshot has served its turn; a long stream must not keep an old one alive.
         let snapshot = exchange.snapshot.take();
         let Some(cluster) = snapshot.as_ref().and_then(|s| s.clusters.get(name)) else {
             cx.conn.http.stats.no_cluster.increment(1);
             return Err(Refusal { status: Some(forward.cluster_not_found), ..Reason::ClusterNotFound.into() }.into());
         };
-        cx.log(|entry| entry.upstream_cluster = Some(Arc::clone(name)));
         let _first = cx.cluster.set(Arc::clone(cluster));
         if rewrite(exchange, forward, |path, prefix| matched.route().matcher.path.rewrite(path, prefix))? {
             exchange.log_request();
@@ -63,9 +58,12 @@ fn rewrite(exchange: &mut Exchange, forward: &Forward, replace: impl Fn(&str, &s
     }
     if let Some(host) = &forward.host_rewrite {
         let host = HeaderValue::from_str(host).map_err(|_| Reason::BadHost)?;
-        exchange.request.headers_mut().insert(header::HOST, host);
+        if let Some(original) = exchange.request.headers_mut().insert(header::HOST, host) {
+            exchange.request.headers_mut().insert(ORIGINAL_HOST, original);
+        }
     }
     Ok(forward.prefix_rewrite.is_some() || forward.host_rewrite.is_some())
 }
 
+const ORIGINAL_HOST: HeaderName = HeaderName::from_static("x-envoy-original-host");
 const EXPECTED_TIMEOUT: HeaderName = HeaderName::from_static("x-envoy-expected-rq-timeout-ms");

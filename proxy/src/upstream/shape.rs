@@ -1,6 +1,6 @@
 //! The forms of heads: what a request must look like for its version, and what is wrong with an answer.
 
-use http::{HeaderValue, Request, Response, StatusCode, Uri, header, uri::Scheme};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, header, uri::Scheme};
 use hyper::body::Incoming;
 
 use super::{
@@ -31,9 +31,14 @@ pub(super) fn fault_http1(response: &Response<Incoming>, upgrade: bool, flags: &
     }
 }
 
-/// Origin form, with a `Host` field.
+/// Origin form, with a `Host` field, and a length where servers ask for one.
 pub(super) fn shape_http1(request: &mut Request<Body>) -> Result<(), UpstreamError> {
     *request.version_mut() = http::Version::HTTP_11;
+    // RFC 9110 section 8.6: of methods that want a body, its absence is said.
+    let wants_body = matches!(*request.method(), Method::POST | Method::PUT | Method::PATCH);
+    if wants_body && request.body().is_end() && !request.headers().contains_key(header::TRANSFER_ENCODING) {
+        request.headers_mut().entry(header::CONTENT_LENGTH).or_insert(HeaderValue::from_static("0"));
+    }
     let Some(authority) = request.uri().authority() else { return Ok(()) };
     if !request.headers().contains_key(header::HOST) {
         let host = HeaderValue::from_str(authority.as_str()).map_err(|_| no_host())?;

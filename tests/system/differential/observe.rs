@@ -36,14 +36,11 @@ pub(super) fn whole(mut bytes: &[u8], head: bool) -> usize {
     count
 }
 
-/// The requests that the server saw.
-pub(super) fn upstream(fields: &mut Fields, requests: &[String], rest: &str) {
+/// The whole requests that the server saw.
+pub(super) fn upstream(fields: &mut Fields, requests: &[String]) {
     fields.insert("up".into(), requests.len().to_string());
     for (number, request) in requests.iter().enumerate() {
         message(fields, &format!("up.{}", number + 1), request.as_bytes());
-    }
-    if !rest.is_empty() {
-        fields.insert("up.rest".into(), rest.to_owned());
     }
 }
 

@@ -1,4 +1,4 @@
-//! A row of the tables: what is sent, what the server answers, and the differences that are meant.
+//! A row of the tables: what is sent and what the server answers.
 
 use super::upstream::Step;
 
@@ -11,25 +11,6 @@ pub(super) struct Row {
     pub(super) answers: usize,
     /// Sent to the listener `edge`, not to `front`.
     pub(super) edge: bool,
-    pub(super) known: Vec<Known>,
-}
-
-/// Fields that differ on purpose, and the heading in the book that says why. A field that ends in `*` stands for all that
-/// begin so.
-#[derive(Clone, Copy)]
-pub(super) struct Known {
-    pub(super) why: &'static str,
-    pub(super) fields: &'static [&'static str],
-}
-
-impl Known {
-    pub(super) fn covers(&self, field: &str) -> bool {
-        self.fields.iter().any(|pattern| matches(pattern, field))
-    }
-}
-
-pub(super) fn matches(pattern: &str, field: &str) -> bool {
-    pattern.strip_suffix('*').map_or(pattern == field, |begin| field.starts_with(begin))
 }
 
 impl Row {
@@ -47,16 +28,11 @@ impl Row {
         self.edge = true;
         self
     }
-
-    pub(super) fn known(mut self, why: &'static str, fields: &'static [&'static str]) -> Self {
-        self.known.push(Known { why, fields });
-        self
-    }
 }
 
 /// Bytes as they stand.
 pub(super) fn raw(name: &'static str, send: impl Into<Vec<u8>>) -> Row {
-    Row { name, send: send.into(), steps: Vec::new(), answers: 1, edge: false, known: Vec::new() }
+    Row { name, send: send.into(), steps: Vec::new(), answers: 1, edge: false }
 }
 
 /// A GET.
