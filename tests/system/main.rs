@@ -10,6 +10,7 @@ mod hostile;
 mod lifecycle;
 mod limits;
 mod metrics;
+mod osm_golden;
 mod protocols;
 mod split;
 mod standalone;
@@ -32,6 +33,7 @@ fn main() {
     lifecycle::trials(&mut trials);
     limits::trials(&mut trials);
     metrics::trials(&mut trials);
+    osm_golden::trials(&mut trials);
     protocols::trials(&mut trials);
     split::trials(&mut trials);
     standalone::trials(&mut trials);

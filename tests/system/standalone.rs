@@ -35,20 +35,28 @@ pub(crate) fn trials(trials: &mut Vec<Trial>) {
 }
 
 /// The processes of one run, killed when dropped, and their folder.
-struct Run {
+pub(crate) struct Run {
     dir: tempfile::TempDir,
     children: Vec<Child>,
 }
 
 impl Run {
-    fn spawn(&mut self, name: &str, mut command: Command) -> Result<()> {
+    pub(crate) fn new() -> Result<Self> {
+        Ok(Self { dir: tempfile::tempdir()?, children: Vec::new() })
+    }
+
+    pub(crate) fn folder(&self) -> &Path {
+        self.dir.path()
+    }
+
+    pub(crate) fn spawn(&mut self, name: &str, mut command: Command) -> Result<()> {
         let log = File::create(self.dir.path().join(format!("{name}.log")))?;
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).kill_on_drop(true);
         self.children.push(command.spawn().with_context(|| format!("start {name}"))?);
         Ok(())
     }
 
-    fn log(&self, name: &str) -> String {
+    pub(crate) fn log(&self, name: &str) -> String {
         fs::read_to_string(self.dir.path().join(format!("{name}.log"))).unwrap_or_default()
     }
 }
@@ -59,7 +67,7 @@ fn fill(text: &str, values: &[(&str, String)]) -> String {
 
 async fn two_nodes(planes: [DataPlane; 2], api: &'static str) -> Result<()> {
     let [ads, front, middle, app, admin_a, admin_b] = free_ports()?;
-    let mut run = Run { dir: tempfile::tempdir()?, children: Vec::new() };
+    let mut run = Run::new()?;
     let dir = run.dir.path().to_owned();
     certificates(&dir)?;
     let data = project().join("tests/data/xds-example");
