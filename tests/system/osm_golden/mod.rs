@@ -4,6 +4,7 @@
 //! Not here: egress of everything and egress by address, which dial the original destination; without redirection that is the
 //! listener itself (`egress.rs` has them in namespaces).
 
+mod control;
 mod stage;
 
 use std::{
@@ -20,7 +21,7 @@ use oxmesh::pod::DataPlane::{self, Envoy, Oxmesh};
 use oxmesh_tests::{
     alone::{message_end, read_all},
     eventually,
-    trial::{envoy_missing, python_missing, trial},
+    trial::{envoy_missing, trial},
     witness::{Witness, say},
 };
 use tokio::{
@@ -52,7 +53,7 @@ fn add<F>(trials: &mut Vec<Trial>, what: &str, who: &str, planes: [DataPlane; 2]
 where
     F: Future<Output = Result<()>> + 'static,
 {
-    let missing = python_missing().or_else(|| planes.contains(&Envoy).then(envoy_missing).flatten());
+    let missing = planes.contains(&Envoy).then(envoy_missing).flatten();
     trials.push(trial(format!("OSM's own resources: {what}{who}"), missing, move || play(planes)));
 }
 

@@ -1,5 +1,5 @@
 //! The recorded resources of real OSM, put on a stage: our addresses, ports and certificates in place of the cluster's,
-//! served by a control plane that is not ours.
+//! served to each sidecar by its name.
 //!
 //! Addresses keep their look (10.79.1.2 becomes 127.79.1.2, which every Linux answers for), so chains are found by
 //! destination as in a pod: a connection's own address stands for its original destination. One port of the
@@ -21,6 +21,7 @@ use oxmesh_tests::{
 use serde_json::{Value, json};
 use tokio::process::Command;
 
+use super::control::Control;
 use crate::standalone::Run;
 
 /// A sidecar on the stage.
@@ -55,6 +56,7 @@ pub(super) struct Play {
 /// Running sidecars, killed when dropped.
 pub(super) struct Stage {
     run: Run,
+    control: Control,
     pods: Vec<(&'static str, Ports)>,
 }
 
@@ -67,10 +69,12 @@ struct Ports {
 
 impl Stage {
     pub(super) async fn set(play: &Play, pods: &[Pod]) -> Result<Self> {
-        let mut stage = Self { run: Run::new()?, pods: Vec::new() };
-        let dir = stage.run.folder().to_owned();
+        let run = Run::new()?;
+        let dir = run.folder().to_owned();
         let ca = Ca::open_or_create(&dir.join("ca"))?;
-        let [ads] = free_ports()?;
+        let control = Control::start().await?;
+        let ads = control.port;
+        let mut stage = Self { run, control, pods: Vec::new() };
         for pod in pods {
             let [outbound, inbound, admin] = free_ports()?;
             stage.pods.push((pod.node, Ports { outbound, inbound, admin }));
@@ -81,8 +85,7 @@ impl Stage {
         let bootstrap = fs::read_to_string(project().join("tests/data/xds-example/bootstrap.yaml"))?;
         for (pod, (_, ports)) in pods.iter().zip(stage.pods.clone()) {
             let local = Local { play, pod, ports, addresses: &addresses, leaf: leaf(&ca, pod.identity)?, ca: ca.cert_pem() };
-            let resources = local.resources()?;
-            fs::write(dir.join(format!("{}.yaml", pod.node)), serde_json::to_string(&resources)?)?;
+            stage.control.serve(pod.node, &local.resources()?)?;
             let text = [
                 ("{{node}}", pod.node.to_owned()),
                 ("{{admin}}", ports.admin.to_string()),
@@ -97,10 +100,6 @@ impl Stage {
             command.arg("-c").arg(&file).args(["--concurrency", "1", "--disable-hot-restart", "-l", "warning"]);
             stage.run.spawn(pod.node, command)?;
         }
-        let mut command = Command::new("python3");
-        command.env("PYTHONPATH", tools().join("python")).arg(project().join("tests/peers/ads.py"));
-        command.arg(ads.to_string()).arg(&dir);
-        stage.run.spawn("ads", command)?;
         Ok(stage)
     }
 
@@ -135,13 +134,12 @@ impl Stage {
 
     /// What the processes said.
     pub(super) fn words(&self) -> String {
-        let names = self.pods.iter().map(|(node, _)| *node).chain(["ads"]);
-        names.map(|name| format!("{name}:\n{}\n", self.run.log(name))).collect()
+        self.pods.iter().map(|(name, _)| format!("{name}:\n{}\n", self.run.log(name))).collect()
     }
 
     /// Refusals of resources, as the control plane heard them.
     pub(super) fn refusals(&self) -> Vec<String> {
-        self.run.log("ads").lines().filter(|line| line.starts_with("NACK")).map(str::to_owned).collect()
+        self.control.refusals()
     }
 }
 
