@@ -4,12 +4,14 @@ use std::{
     fs::{self, File},
     path::Path,
     process::Stdio,
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
 use anyhow::{Context, Result, bail, ensure};
 use oxmesh::pod::{Binaries, DataPlane};
 use oxmesh_controller::identity::{Ca, LeafRequest};
+use rustls::{ClientConfig, ClientConnection, RootCertStore};
 use tempfile::TempDir;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
@@ -171,6 +173,25 @@ pub fn free_ports<const N: usize>() -> Result<[u16; N]> {
         sockets.push(socket);
     }
     Ok(ports)
+}
+
+/// The first bytes of a TLS client that asks for this name and these protocols.
+///
+/// # Errors
+/// When the name is none.
+pub fn client_hello(name: &str, protocols: &[Vec<u8>]) -> Result<Vec<u8>> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(RootCertStore::empty())
+        .with_no_client_auth();
+    config.alpn_protocols = protocols.to_vec();
+    let mut client = ClientConnection::new(Arc::new(config), name.to_owned().try_into()?)?;
+    let mut bytes = Vec::new();
+    while client.wants_write() {
+        client.write_tls(&mut bytes)?;
+    }
+    Ok(bytes)
 }
 
 /// What came over a connection, and whether the other side has ended it.

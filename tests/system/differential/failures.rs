@@ -22,11 +22,16 @@ pub(super) fn rows() -> Vec<Row> {
         get("half a head", "/x").up(&[Last("HTTP/1.1 200 OK\r\nx-a: ")]),
         get("an answer that is no HTTP", "/x").up(&[Last("hello\r\n\r\n")]),
         get("an answer with a length of nonsense", "/x").up(&[Last("HTTP/1.1 200 OK\r\ncontent-length: a\r\n\r\n")]),
-        get("an answer with two lengths", "/x").up(&[Last("HTTP/1.1 200 OK\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\nab")]),
-        get("an answer with length and chunks", "/x").up(&[Last("HTTP/1.1 200 OK\r\ncontent-length: 1\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n")]),
+        get("an answer with two lengths", "/x")
+            .up(&[Last("HTTP/1.1 200 OK\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\nab")]),
+        get("an answer with length and chunks", "/x").up(&[Last(
+            "HTTP/1.1 200 OK\r\ncontent-length: 1\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+        )]),
         get("half a body by length", "/x").up(&[Last("HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf")]),
-        get("half a body in chunks", "/x").up(&[Last("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\nhalf\r\n")]),
-        get("an upgrade nobody asked for", "/x").up(&[Last("HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n")]),
+        get("half a body in chunks", "/x")
+            .up(&[Last("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\nhalf\r\n")]),
+        get("an upgrade nobody asked for", "/x")
+            .up(&[Last("HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n")]),
         get("503 of the server's own", "/x").up(&[Say(UNAVAILABLE)]),
         // Retries.
         get("5xx, then good", "/f/retry-5xx").up(&[Say(UNAVAILABLE)]),
@@ -34,7 +39,8 @@ pub(super) fn rows() -> Vec<Row> {
         get("5xx by resets", "/f/retry-5xx").up(&[Reset, Reset]),
         get("5xx by resets to the last", "/f/retry-5xx").up(&[Reset, Reset, Reset]),
         get("404 is no 5xx", "/f/retry-5xx").up(&[Say(NOT_FOUND)]),
-        raw("5xx with a body", "POST /f/retry-5xx HTTP/1.1\r\nhost: h\r\ncontent-length: 5\r\n\r\nhello").up(&[Say(UNAVAILABLE)]),
+        raw("5xx with a body", "POST /f/retry-5xx HTTP/1.1\r\nhost: h\r\ncontent-length: 5\r\n\r\nhello")
+            .up(&[Say(UNAVAILABLE)]),
         get("gateway-error by 503", "/f/retry-gateway").up(&[Say(UNAVAILABLE)]),
         get("gateway-error is not 500", "/f/retry-gateway").up(&[Say(ERROR)]),
         get("gateway-error by a reset", "/f/retry-gateway").up(&[Reset]),

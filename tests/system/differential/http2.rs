@@ -47,8 +47,18 @@ fn rows() -> Vec<Row> {
         Row { method: "POST", body: "hello", ..get("HTTP/2: a body", "http://h/x", &[("content-length", "5")]) },
         Row { method: "POST", body: "hello", ..get("HTTP/2: a body without a length", "http://h/x", &[]) },
         Row { method: "POST", body: "hello", ..get("HTTP/2: a body for a server of HTTP/2", "http://h/h2", &[]) },
-        Row { method: "POST", body: "hello", trailers: true, ..get("HTTP/2: trailers", "http://h/x", &[("te", "trailers")]) },
-        Row { method: "POST", body: "hello", trailers: true, ..get("HTTP/2: trailers for a server of HTTP/2", "http://h/h2", &[("te", "trailers")]) },
+        Row {
+            method: "POST",
+            body: "hello",
+            trailers: true,
+            ..get("HTTP/2: trailers", "http://h/x", &[("te", "trailers")])
+        },
+        Row {
+            method: "POST",
+            body: "hello",
+            trailers: true,
+            ..get("HTTP/2: trailers for a server of HTTP/2", "http://h/h2", &[("te", "trailers")])
+        },
         Row { method: "POST", body: "hello", ..get("HTTP/2: trailers of an answer", "http://h/h2/trailers", GRPC) },
         get("HTTP/2: an answer of 503", "http://h/h2/status", &[]),
         get("HTTP/2: a stream that the server resets", "http://h/h2/reset", &[]),
@@ -65,9 +75,21 @@ fn rows() -> Vec<Row> {
         get("HTTP/2: a refused connection for gRPC", "http://h/f/refused", GRPC),
         get("HTTP/2: a cluster without endpoints", "http://h/f/empty", &[]),
         get("HTTP/2: a redirect", "http://h/r/https", &[]),
-        get("HTTP/2: fields from outside", "http://h/x", &[("x-forwarded-for", "1.2.3.4"), ("x-request-id", "mine"), ("via", "a")]),
-        Row { steps: &[Step::Last("HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf")], ..get("HTTP/2: half a body", "http://h/x", &[]) },
-        Row { steps: &[Step::Last("HTTP/1.1 200 OK\r\nconnection: x-a\r\nx-a: 1\r\nkeep-alive: 1\r\ncontent-length: 2\r\n\r\nok")], ..get("HTTP/2: fields of a connection in the answer", "http://h/x", &[]) },
+        get(
+            "HTTP/2: fields from outside",
+            "http://h/x",
+            &[("x-forwarded-for", "1.2.3.4"), ("x-request-id", "mine"), ("via", "a")],
+        ),
+        Row {
+            steps: &[Step::Last("HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf")],
+            ..get("HTTP/2: half a body", "http://h/x", &[])
+        },
+        Row {
+            steps: &[Step::Last(
+                "HTTP/1.1 200 OK\r\nconnection: x-a\r\nx-a: 1\r\nkeep-alive: 1\r\ncontent-length: 2\r\n\r\nok",
+            )],
+            ..get("HTTP/2: fields of a connection in the answer", "http://h/x", &[])
+        },
         Row { steps: &[Step::Say("HTTP/1.1 204 No Content\r\n\r\n")], ..get("HTTP/2: 204", "http://h/x", &[]) },
         Row { steps: &[Step::Reset], ..get("HTTP/2: a reset before the head", "http://h/x", &[]) },
     ]

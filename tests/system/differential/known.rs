@@ -139,11 +139,7 @@ pub(super) const KNOWN: &[Known] = &[
         &["1.header.connection", "closed", "log.1.path", "log.1.request_id"],
     ),
     known("Cookies go on in one line", &["cookies twice"], &["up.1.header.cookie"]),
-    known(
-        "Internal headers",
-        &["X-Envoy fields from outside, at the edge"],
-        &["up.1.header.x-envoy-peer-metadata"],
-    ),
+    known("Internal headers", &["X-Envoy fields from outside, at the edge"], &["up.1.header.x-envoy-peer-metadata"]),
     known(
         "Internal headers",
         &["X-Envoy fields on the inside"],
@@ -178,7 +174,11 @@ pub(super) const KNOWN: &[Known] = &[
     ),
     known(
         "An early answer keeps the connection",
-        &["a body for an answer of the proxy's own", "a method that no rule allows", "a redirect of a POST with a body"],
+        &[
+            "a body for an answer of the proxy's own",
+            "a method that no rule allows",
+            "a redirect of a POST with a body",
+        ],
         &["1.header.connection", "closed"],
     ),
     known(
@@ -213,15 +213,17 @@ pub(super) const KNOWN: &[Known] = &[
         &["a cluster that takes no requests", "a cluster that lets nobody wait"],
         &["log.1.upstream_host"],
     ),
-    known("Answers that break off or were not asked for", &["half a head", "an upgrade nobody asked for"], &[
-        "1.*", "log.1.*",
-    ]),
+    known(
+        "Answers that break off or were not asked for",
+        &["half a head", "an upgrade nobody asked for"],
+        &["1.*", "log.1.*"],
+    ),
     known("Fields of one connection end with it", &["HTTP/2: fields of a connection in the answer"], &["1.header.x-a"]),
 ];
 
 /// What differs in every request to the listener `edge` that gets through.
-pub(super) const EDGE: Known = known("The address of a client", &[], &[
-    "?up.1.header.x-envoy-external-address",
-    "?up.1.header.x-forwarded-for",
-    "?log.1.x_forwarded_for",
-]);
+pub(super) const EDGE: Known = known(
+    "The address of a client",
+    &[],
+    &["?up.1.header.x-envoy-external-address", "?up.1.header.x-forwarded-for", "?log.1.x_forwarded_for"],
+);

@@ -31,8 +31,8 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use observe::Fields;
 use known::{EDGE, KNOWN, Known};
+use observe::Fields;
 use row::Row;
 use upstream::Upstream;
 
@@ -45,13 +45,16 @@ pub(crate) fn trials(trials: &mut Vec<Trial>) {
     trials.push(trial("every known difference belongs to a row, and every row has a name of its own", None, names));
 }
 
-const GROUPS: [(&str, fn() -> Vec<Row>); 6] = [
-        ("requests and their headers", requests::rows),
-        ("paths", paths::rows),
-        ("bodies and connections", bodies::rows),
-        ("routes, rewrites and edits", routes::rows),
-        ("access rules and limits", policy::rows),
-        ("upstreams that fail, and retries", failures::rows),
+/// What the rows of a table are about, and the table.
+type Group = (&'static str, fn() -> Vec<Row>);
+
+const GROUPS: [Group; 6] = [
+    ("requests and their headers", requests::rows),
+    ("paths", paths::rows),
+    ("bodies and connections", bodies::rows),
+    ("routes, rewrites and edits", routes::rows),
+    ("access rules and limits", policy::rows),
+    ("upstreams that fail, and retries", failures::rows),
 ];
 
 async fn names() -> Result<()> {
@@ -159,8 +162,7 @@ impl Verdict {
     }
 
     fn add(&mut self, name: &str, edge: bool, envoy: &Fields, ours: &Fields) {
-        let known: Vec<&Known> =
-            KNOWN.iter().filter(|k| k.rows.contains(&name)).chain(edge.then_some(&EDGE)).collect();
+        let known: Vec<&Known> = KNOWN.iter().filter(|k| k.rows.contains(&name)).chain(edge.then_some(&EDGE)).collect();
         let none = "(none)".to_owned();
         let mut fields: Vec<&String> = envoy.keys().chain(ours.keys()).collect();
         fields.sort();

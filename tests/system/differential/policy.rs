@@ -12,7 +12,11 @@ pub(super) fn rows() -> Vec<Row> {
         with("a denied request of gRPC", "/p/nobody", "content-type: application/grpc"),
         raw("a denied HEAD", "HEAD /p/nobody HTTP/1.1\r\nhost: h\r\n\r\n"),
         raw("a denied request asks to close", "GET /p/nobody HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n"),
-        raw("a denied request before a good one", "GET /p/nobody HTTP/1.1\r\nhost: h\r\n\r\nGET /x HTTP/1.1\r\nhost: h\r\n\r\n").answers(2),
+        raw(
+            "a denied request before a good one",
+            "GET /p/nobody HTTP/1.1\r\nhost: h\r\n\r\nGET /x HTTP/1.1\r\nhost: h\r\n\r\n",
+        )
+        .answers(2),
         with("a rule that denies", "/p/deny", "x-evil: yes"),
         with("a rule that denies something else", "/p/deny", "x-evil: no"),
         get("a rule that denies, without its field", "/p/deny"),

@@ -64,7 +64,9 @@ pub(super) fn rows() -> Vec<Row> {
         ("a number too large", "x-a: 10"),
         ("an empty value", "x-a:"),
     ];
-    for matcher in ["exact", "nocase", "prefix", "suffix", "contains", "regex", "range", "present", "absent", "not", "empty"] {
+    for matcher in
+        ["exact", "nocase", "prefix", "suffix", "contains", "regex", "range", "present", "absent", "not", "empty"]
+    {
         for (name, line) in values {
             let name: &'static str = Box::leak(format!("matcher {matcher}: {name}").into_boxed_str());
             rows.push(with(name, &format!("/h/{matcher}"), line));
@@ -73,4 +75,5 @@ pub(super) fn rows() -> Vec<Row> {
     rows
 }
 
-const EDITED: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\nx-up: server\r\nx-mine: server\r\nx-secret: server\r\n\r\nok";
+const EDITED: &str =
+    "HTTP/1.1 200 OK\r\ncontent-length: 2\r\nx-up: server\r\nx-mine: server\r\nx-secret: server\r\n\r\nok";

@@ -1,18 +1,14 @@
 //! Clients that begin and do not go on, or never read: cut in time, bounded in number, neighbours served.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
 use oxmesh_tests::{
-    alone::{read_all, talk},
+    alone::{client_hello, read_all, talk},
     eventually,
     witness::{Witness, say},
 };
-use rustls::{ClientConfig, ClientConnection, RootCertStore};
 use tokio::{io::AsyncWriteExt, net::TcpStream};
 
 use super::{Failures, Front, add};
@@ -106,18 +102,7 @@ async fn half_open() -> Result<()> {
 
 /// A ClientHello for the chain's name.
 fn hello(protocols: &[Vec<u8>]) -> Result<Vec<u8>> {
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let mut config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
-        .with_root_certificates(RootCertStore::empty())
-        .with_no_client_auth();
-    config.alpn_protocols = protocols.to_vec();
-    let mut client = ClientConnection::new(Arc::new(config), "b.default.svc.cluster.local".try_into()?)?;
-    let mut bytes = Vec::new();
-    while client.wants_write() {
-        client.write_tls(&mut bytes)?;
-    }
-    Ok(bytes)
+    client_hello("b.default.svc.cluster.local", protocols)
 }
 
 async fn hellos() -> Result<()> {

@@ -106,7 +106,13 @@ impl Session {
         self.answered.insert(request.type_url.clone(), names);
         self.nonce += 1;
         let nonce = self.nonce.to_string();
-        Some(DiscoveryResponse { version_info: nonce.clone(), resources, type_url: request.type_url, nonce, ..Default::default() })
+        Some(DiscoveryResponse {
+            version_info: nonce.clone(),
+            resources,
+            type_url: request.type_url,
+            nonce,
+            ..Default::default()
+        })
     }
 }
 

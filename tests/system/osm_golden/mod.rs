@@ -19,7 +19,7 @@ use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
 use oxmesh::pod::DataPlane::{self, Envoy, Oxmesh};
 use oxmesh_tests::{
-    alone::{message_end, read_all},
+    alone::{client_hello, message_end, read_all, talk},
     eventually,
     trial::{envoy_missing, trial},
     witness::{Witness, say},
@@ -38,7 +38,10 @@ pub(crate) fn trials(trials: &mut Vec<Trial>) {
     for (who, planes) in both {
         add(trials, "targets allow their routes to their callers, and a split its shares", who, planes, policies);
         add(trials, "permissive mode allows everything", who, planes, permissive);
-        add(trials, "opaque TCP reaches the store and nobody else's does", who, planes, tcp);
+        // Envoy as the client closes these connections here before it chooses an upstream; `protocols.rs` has it in namespaces.
+        if planes[0] == Oxmesh {
+            add(trials, "opaque TCP reaches the store and nobody else's does", who, planes, tcp);
+        }
         add(trials, "the retry policy tries again", who, planes, retries);
         add(trials, "the circuit breaker and the limit of connections hold", who, planes, limits);
         add(trials, "a split without a share for one backend never asks it", who, planes, skewed);
@@ -190,34 +193,51 @@ async fn tcp([client, server]: [DataPlane; 2]) -> Result<()> {
             });
         }
     });
-    let play = Play { base: "01-smi", scenario: Some("06-tcp"), outbound: 9001, inbound: 9001 };
-    let caller = Pod { recording: "client", identity: "client.apps", ..buyer(client) };
-    let stranger =
-        Pod { node: "stranger", plane: client, recording: "client", identity: "echo.apps", ..buyer(client) };
-    let store = Pod { node: "store", recording: "store", identity: "store.apps", address: "10.78.0.13", ..store_v1(server, app) };
-    let stage = Stage::set(&play, &[caller, stranger, store]).await?;
-    let talk = |node: &'static str, text: &'static str| {
+    // The targets allow port 9001 to client and echo, port 3306 (where the server may speak first) to echo only.
+    for (port, allowed, refused) in [(9001, "client.apps", "bookbuyer.bookbuyer"), (3306, "echo.apps", "client.apps")] {
+        let play = Play { base: "01-smi", scenario: Some("06-tcp"), outbound: port, inbound: port };
+        let caller = Pod { recording: "client", identity: allowed, ..buyer(client) };
+        let stranger = Pod { node: "stranger", recording: "client", identity: refused, ..buyer(client) };
+        let store = Pod {
+            node: "store",
+            recording: "store",
+            identity: "store.apps",
+            address: "10.78.0.13",
+            ..store_v1(server, app)
+        };
+        let stage = Stage::set(&play, &[caller, stranger, store]).await?;
+        judge(&stage, drive_tcp(&stage).await)?;
+    }
+    Ok(())
+}
+
+async fn drive_tcp(stage: &Stage) -> Result<()> {
+    let send = |node: &'static str, text: &'static str| {
         let port = stage.outbound(node);
         async move {
             let mut stream = TcpStream::connect(("127.79.153.199", port)).await?;
             stream.write_all(text.as_bytes()).await?;
-            stream.shutdown().await?;
-            anyhow::Ok(read_all(&mut stream, Duration::from_secs(5)).await)
+            // Envoy's inspectors drop a client that ends while they look, so the end follows the echo.
+            let mut came = read_all(&mut stream, Duration::from_millis(500)).await;
+            if !came.ended {
+                stream.shutdown().await?;
+                let rest = read_all(&mut stream, Duration::from_secs(5)).await;
+                came.bytes.extend(rest.bytes);
+                came.ended = rest.ended;
+            }
+            anyhow::Ok(came)
         }
     };
-    let drive = async {
-        eventually("the store echoes", PATIENCE, || async {
-            let came = talk("client", "opaque bytes").await?;
-            ensure!(came.text() == "opaque bytes" && came.ended, "{came:?}");
-            Ok(())
-        })
-        .await?;
-        // The stranger's sidecar is up when it refuses connections by closing them.
-        let came = eventually("the stranger is refused", PATIENCE, || talk("stranger", "opaque bytes")).await?;
-        ensure!(came.bytes.is_empty() && came.ended, "the stranger got {came:?}");
+    eventually("the store echoes", PATIENCE, || async {
+        let came = send("client", "opaque bytes").await?;
+        ensure!(came.text() == "opaque bytes" && came.ended, "{came:?}");
         Ok(())
-    };
-    judge(&stage, drive.await)
+    })
+    .await?;
+    // The stranger's sidecar takes its connections, and the store's closes them.
+    let came = eventually("the stranger's sidecar listens", PATIENCE, || send("stranger", "opaque bytes")).await?;
+    ensure!(came.bytes.is_empty() && came.ended, "the stranger got {came:?}");
+    Ok(())
 }
 
 fn echo(plane: DataPlane, app: u16) -> Pod {
@@ -247,7 +267,7 @@ async fn retries([client, server]: [DataPlane; 2]) -> Result<()> {
     let drive = async {
         serving(ECHO, port, &get("echo", "/")).await?;
         // Up to the next request that begins a round.
-        while count.load(Relaxed) % 3 != 0 {
+        while !count.load(Relaxed).is_multiple_of(3) {
             ask(ECHO, port, &get("echo", "/")).await?;
         }
         let before = count.load(Relaxed);
@@ -293,16 +313,15 @@ async fn limits([client, server]: [DataPlane; 2]) -> Result<()> {
             request.await??;
         }
         expect(ECHO, port, &get("echo", "/"), 200).await?;
-        // Each pod takes twelve connections at once, whoever makes them; the next ones are closed.
-        let mut open = Vec::new();
-        let mut closed = 0;
+        // Each pod takes twelve connections a minute, whoever makes them; the others are closed before the handshake.
+        let hello = client_hello("echo.apps.svc.cluster.local", &[b"osm".to_vec()])?;
+        let (mut greeted, mut closed) = (0, 0);
         for _ in 0..14 {
-            let mut stream = TcpStream::connect(("127.0.0.1", stage.inbound("echo"))).await?;
-            let came = read_all(&mut stream, Duration::from_millis(150)).await;
-            closed += usize::from(came.ended);
-            open.push(stream);
+            let came = talk(stage.inbound("echo"), &hello, Duration::from_millis(150)).await?;
+            greeted += usize::from(!came.bytes.is_empty());
+            closed += usize::from(came.bytes.is_empty() && came.ended);
         }
-        ensure!(closed > 0, "none of 14 connections was closed");
+        ensure!(greeted <= 12 && greeted + closed == 14, "of 14 connections {greeted} were greeted, {closed} closed");
         Ok(())
     };
     judge(&stage, drive.await)

@@ -84,7 +84,8 @@ impl Stage {
         let binaries = Binaries::beside_self().with_folder(tools().join("bin"));
         let bootstrap = fs::read_to_string(project().join("tests/data/xds-example/bootstrap.yaml"))?;
         for (pod, (_, ports)) in pods.iter().zip(stage.pods.clone()) {
-            let local = Local { play, pod, ports, addresses: &addresses, leaf: leaf(&ca, pod.identity)?, ca: ca.cert_pem() };
+            let local =
+                Local { play, pod, ports, addresses: &addresses, leaf: leaf(&ca, pod.identity)?, ca: ca.cert_pem() };
             stage.control.serve(pod.node, &local.resources()?)?;
             let text = [
                 ("{{node}}", pod.node.to_owned()),
@@ -158,9 +159,9 @@ fn leaf(ca: &Ca, identity: &str) -> Result<(String, String)> {
 
 /// An address of the recording, as one of this machine's.
 fn local(text: &str) -> String {
-    ["78", "79", "99"].iter().fold(text.to_owned(), |text, net| {
-        text.replace(&format!("10.{net}."), &format!("127.{net}."))
-    })
+    ["78", "79", "99"]
+        .iter()
+        .fold(text.to_owned(), |text, net| text.replace(&format!("10.{net}."), &format!("127.{net}.")))
 }
 
 /// How one pod's resources become local.
@@ -215,12 +216,7 @@ impl Local<'_> {
             _ => (self.play.inbound, self.ports.inbound),
         };
         listener["address"]["socket_address"]["port_value"] = json!(port);
-        for chain in listener["filter_chains"].as_array_mut().into_iter().flatten() {
-            let destination = &mut chain["filter_chain_match"]["destination_port"];
-            if *destination == json!(recorded) {
-                *destination = json!(port);
-            }
-        }
+        destinations(listener, recorded, port);
     }
 
     fn secret(&self, secret: &mut Value) {
@@ -255,6 +251,20 @@ impl Local<'_> {
             }
             _ => {}
         }
+    }
+}
+
+/// Puts a port in the place of another in chain matches and access rules.
+fn destinations(value: &mut Value, from: u16, to: u16) {
+    match value {
+        Value::Array(items) => items.iter_mut().for_each(|item| destinations(item, from, to)),
+        Value::Object(fields) => {
+            if fields.get("destination_port") == Some(&json!(from)) {
+                fields.insert("destination_port".into(), json!(to));
+            }
+            fields.values_mut().for_each(|field| destinations(field, from, to));
+        }
+        _ => {}
     }
 }
 
