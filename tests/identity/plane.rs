@@ -249,7 +249,7 @@ fn objects() -> Objects {
             "status": { "podIP": "127.0.0.1" },
         }))
         .unwrap();
-        objects.pods.insert(Key::of(&pod.metadata), pod);
+        objects.pods.insert(Key::of(&pod.metadata), Arc::new(pod));
     }
     objects
 }

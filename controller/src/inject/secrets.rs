@@ -4,6 +4,7 @@
 //! Private keys are written and never read back: what is listed here is metadata alone.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::ByteString;
@@ -119,7 +120,7 @@ enum Step {
 fn step(secret: &PartialObjectMeta<Secret>, objects: &Objects, now: std::time::SystemTime) -> Step {
     let uuid = secret.labels().get(PROXY_UUID_LABEL);
     let namespace = secret.namespace().unwrap_or_default();
-    let is_its = |pod: &&Pod| {
+    let is_its = |pod: &&Arc<Pod>| {
         pod.metadata.namespace.as_ref() == Some(&namespace)
             && pod.metadata.labels.as_ref().and_then(|labels| labels.get(PROXY_UUID_LABEL)) == uuid
     };

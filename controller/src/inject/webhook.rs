@@ -82,7 +82,7 @@ impl Injector {
 
     /// The snapshot in which the namespace belongs to the mesh. The API server called, so it does, or did a moment ago:
     /// a snapshot that doesn't have it yet is waited for.
-    async fn snapshot_with(&self, namespace: &str) -> Option<(Arc<Snapshot>, Namespace)> {
+    async fn snapshot_with(&self, namespace: &str) -> Option<(Arc<Snapshot>, Arc<Namespace>)> {
         let mut snapshots = self.snapshots.clone();
         let mesh = &self.settings.mesh_name;
         let find = |snapshot: &Option<Arc<Snapshot>>| {
@@ -92,7 +92,7 @@ impl Injector {
         };
         let is_monitored = |snapshot: &Option<Arc<Snapshot>>| {
             find(snapshot).is_some_and(|(_, ns)| {
-                ns.metadata.labels.is_some_and(|labels| labels.get(decision::MONITORED_BY) == Some(mesh))
+                ns.metadata.labels.as_ref().is_some_and(|labels| labels.get(decision::MONITORED_BY) == Some(mesh))
             })
         };
         // Neither an old snapshot nor the sender's end is an error: what there is decides.

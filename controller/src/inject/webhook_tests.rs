@@ -105,7 +105,10 @@ impl Server {
         let (status, body) = self.post("application/json", review.to_string().as_bytes()).await;
         assert_eq!(status, 200, "{body}");
         let answer: Value = serde_json::from_str(&body).unwrap();
-        assert_eq!((&answer["apiVersion"], &answer["kind"]), (&json!("admission.k8s.io/v1"), &json!("AdmissionReview")));
+        assert_eq!(
+            (&answer["apiVersion"], &answer["kind"]),
+            (&json!("admission.k8s.io/v1"), &json!("AdmissionReview"))
+        );
         assert_eq!(answer["response"]["uid"], UID);
         answer["response"].clone()
     }

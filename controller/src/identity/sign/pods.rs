@@ -116,7 +116,7 @@ impl Pods {
 }
 
 fn find<'a>(objects: &'a Objects, key: &Key, token: &BoundPod) -> Option<&'a Pod> {
-    objects.pods.get(key).filter(|pod| has_uid(pod, token))
+    objects.pods.get(key).map(AsRef::as_ref).filter(|pod| has_uid(pod, token))
 }
 
 fn has_uid(pod: &Pod, token: &BoundPod) -> bool {
