@@ -7,6 +7,7 @@
 mod objects;
 
 use std::fs;
+use std::sync::Arc;
 
 use oxmesh_controller::api::{Objects, parse};
 use oxmesh_controller::identity::SidecarIdentity;
@@ -52,6 +53,7 @@ fn the_proxy_takes_all_that_the_controller_sends_in_the_scenarios_of_osm() {
         let mut objects = objects::objects(&scenario);
         // Everything that sidecars may have, also what OSM's dumps were made without.
         for pod in objects.pods.values_mut() {
+            let pod = Arc::make_mut(pod);
             let annotations = pod.metadata.annotations.get_or_insert_default();
             annotations.insert("prometheus.io/scrape".to_owned(), "true".to_owned());
             let status = pod.status.as_mut().unwrap();
