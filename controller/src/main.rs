@@ -155,7 +155,7 @@ async fn run(arguments: Arguments, settings: Settings) -> anyhow::Result<()> {
         (None, Some(client)) => Authority::Secret { client, name: arguments.ca_secret },
         (None, None) => Authority::State(arguments.state),
     };
-    let inject = arguments.kubernetes.then(|| inject::Options {
+    let inject = arguments.kubernetes.then_some(inject::Options {
         address: arguments.webhook_addr,
         proxy_image: arguments.proxy_image,
         init_image: arguments.init_image,

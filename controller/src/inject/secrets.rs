@@ -166,10 +166,10 @@ mod tests {
             "metadata": {"name": "a", "namespace": "elsewhere", "uid": "1", "labels": {PROXY_UUID_LABEL: "u"}}
         }))
         .unwrap();
-        objects.pods.insert(Key::new("elsewhere", "a"), pod.clone());
+        objects.pods.insert(Key::new("elsewhere", "a"), pod.clone().into());
         assert_eq!(step(&secret, &objects, at(601)), Step::Delete, "another namespace's pod owns nothing here");
         pod.metadata.namespace = Some("shop".into());
-        objects.pods.insert(Key::new("shop", "a"), pod);
+        objects.pods.insert(Key::new("shop", "a"), pod.into());
         let Step::Own(patch) = step(&secret, &objects, at(601)) else { panic!("not given to its pod") };
         assert_eq!(patch["metadata"]["ownerReferences"][0]["uid"], "1");
         assert_eq!(patch["metadata"]["resourceVersion"], "5");

@@ -77,14 +77,14 @@ fn objects() -> Objects {
     let label = json!({ "openservicemesh.io/monitored-by": "osm" });
     let namespace: Namespace =
         serde_json::from_value(json!({ "metadata": { "name": "shop", "labels": label } })).unwrap();
-    objects.namespaces.insert(Key::new("", "shop"), namespace);
+    objects.namespaces.insert(Key::new("", "shop"), namespace.into());
     for pod in [
         pod("buyer-1", "uid-1", "buyer", &json!({ "osm-proxy-uuid": "u1" })),
         pod("plain", "uid-2", "buyer", &json!({})),
         pod("other", "uid-3", "seller", &json!({ "osm-proxy-uuid": "u3" })),
         pod("dotted", "uid-4", "buyer", &json!({ "osm-proxy-uuid": "x.sidecar.victim" })),
     ] {
-        objects.pods.insert(Key::of(&pod.metadata), pod);
+        objects.pods.insert(Key::of(&pod.metadata), pod.into());
     }
     objects
 }
@@ -281,7 +281,7 @@ async fn a_pod_that_is_newer_than_the_snapshot_is_waited_for() {
         tokio::task::yield_now().await;
         let mut objects = objects();
         let late = pod("late", "uid-7", "buyer", &json!({ "osm-proxy-uuid": "u7" }));
-        objects.pods.insert(Key::of(&late.metadata), late);
+        objects.pods.insert(Key::of(&late.metadata), late.into());
         fixture.snapshots.send_replace(snapshot(objects));
     };
     let ((status, answer), ()) = tokio::join!(asking, arriving);
