@@ -3,6 +3,7 @@
 //! `cargo test -p oxmesh-tests --test kubernetes -- NAME` runs those whose name holds NAME. The cluster is that of
 //! `tests/cluster`, or the one of KUBECONFIG (`oxmesh_tests::cluster`). What can't run is listed as SKIPPED with the reason.
 
+mod bookstore;
 mod control_plane;
 mod images;
 mod node;
@@ -19,6 +20,7 @@ fn main() {
     let arguments = Arguments::from_args();
     let missing = cluster_missing();
     let mut trials = Vec::new();
+    bookstore::trials(&mut trials, missing.as_deref());
     control_plane::trials(&mut trials);
     images::trials(&mut trials, missing.as_deref());
     node::trials(&mut trials, missing.as_deref());

@@ -86,6 +86,18 @@ impl Cluster {
         format!("{}/{name}:{}", self.registry, self.tag)
     }
 
+    /// Registry and tag of our images, as the chart takes them.
+    #[must_use]
+    pub fn registry_and_tag(&self) -> (&str, &str) {
+        (&self.registry, &self.tag)
+    }
+
+    /// The `helm` to use.
+    #[must_use]
+    pub fn helm_program(&self) -> &Path {
+        &self.helm
+    }
+
     /// The name of real Envoy's image: OXMESH_ENVOY_IMAGE, else the one made of what `make tools` has fetched.
     #[must_use]
     pub fn envoy_image(&self) -> String {

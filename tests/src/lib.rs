@@ -5,6 +5,7 @@
 pub mod alone;
 pub mod cluster;
 pub mod frames;
+pub mod installed;
 pub mod load;
 pub mod mesh;
 pub mod shop;
