@@ -65,14 +65,14 @@ async fn only_from_here(ConnectInfo(peer): ConnectInfo<SocketAddr>, request: Req
     (StatusCode::FORBIDDEN, "debug pages answer on loopback only (use a port-forward)\n").into_response()
 }
 
-async fn ready(State(shared): State<Arc<Shared>>) -> (StatusCode, &'static str) {
-    if shared.is_ready() {
-        (StatusCode::OK, "ready\n")
-    } else if *shared.synced.borrow() {
-        (StatusCode::SERVICE_UNAVAILABLE, "not ready: ADS or the injector is not served\n")
-    } else {
-        (StatusCode::SERVICE_UNAVAILABLE, "not ready: the objects have not been read yet\n")
+/// Ready, or what is waited for, one line each.
+async fn ready(State(shared): State<Arc<Shared>>) -> (StatusCode, String) {
+    let awaited = shared.readiness.awaited();
+    if awaited.is_empty() {
+        return (StatusCode::OK, "ready\n".to_owned());
     }
+    let lines = awaited.iter().map(|words| format!("not ready: {words}\n"));
+    (StatusCode::SERVICE_UNAVAILABLE, lines.collect())
 }
 
 async fn version() -> Json<Value> {

@@ -7,7 +7,6 @@
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
@@ -28,6 +27,7 @@ use crate::kubernetes;
 use crate::lint::{self, Finding};
 use crate::mesh::{Built, Mesh};
 use crate::metrics::Metrics;
+use crate::readiness::{Part, Readiness};
 use crate::settings::Settings;
 use crate::source::{Snapshot, watch_cluster, watch_folders};
 use crate::xds::World;
@@ -110,9 +110,7 @@ pub(crate) struct Shared {
     /// Whether this replica is the one that writes what only one may write. Never in folder mode.
     pub(crate) leader: watch::Sender<bool>,
     pub(crate) synced: watch::Sender<bool>,
-    pub(crate) serving: AtomicBool,
-    /// Whether new pods are reviewed, or need not be.
-    pub(crate) injecting: AtomicBool,
+    pub(crate) readiness: Arc<Readiness>,
     world: Mutex<Arc<World>>,
     view: watch::Sender<Arc<dyn View>>,
 }
@@ -191,7 +189,8 @@ impl App {
             Source::Kubernetes(client) => {
                 let duties = kubernetes::duties(client.clone(), Arc::clone(&shared), stop.clone());
                 app.tasks.spawn(duties);
-                let snapshots = watch_cluster(client.clone(), options.settings, stop.clone());
+                let snapshots =
+                    watch_cluster(client.clone(), options.settings, shared.readiness.kinds.clone(), stop.clone());
                 if let Some((listener, chosen)) = injector {
                     let (shared, snapshots) = (Arc::clone(&shared), snapshots.clone());
                     app.tasks.spawn(inject::run(listener, chosen, client, shared, snapshots, stop.clone()));
@@ -297,8 +296,7 @@ impl Shared {
             report: watch::Sender::default(),
             leader: watch::Sender::new(false),
             synced: watch::Sender::new(false),
-            serving: AtomicBool::new(false),
-            injecting: AtomicBool::new(options.inject.is_none()),
+            readiness: Arc::new(awaited(options)),
             world: Mutex::new(world),
             view,
         })
@@ -321,12 +319,6 @@ impl Shared {
         Arc::clone(&self.world.lock())
     }
 
-    /// Whether proxies are served a whole mesh.
-    pub(crate) fn is_ready(&self) -> bool {
-        let served = self.serving.load(Ordering::Relaxed) && self.injecting.load(Ordering::Relaxed);
-        *self.synced.borrow() && served
-    }
-
     /// Tells all streams to render anew, from a new mesh if there is one.
     fn publish(&self, mesh: Option<Mesh>) {
         let mut world = self.world.lock();
@@ -336,6 +328,18 @@ impl Shared {
         self.view.send_replace(Arc::clone(&world) as Arc<dyn View>);
         self.metrics.count("osm_proxy_broadcast_event_count", &[]);
     }
+}
+
+/// What a control plane that has just started waits for.
+fn awaited(options: &Options) -> Readiness {
+    let readiness = Readiness::default();
+    readiness.wait(Part::Objects, "the objects have not been read yet");
+    readiness.wait(Part::Ads, "ADS is not served yet");
+    if options.inject.is_some() {
+        readiness.wait(Part::Injector, "new pods are not reviewed yet");
+        inject::await_ca_bundle(&readiness, &options.settings.mesh_name);
+    }
+    readiness
 }
 
 /// Makes a mesh of every new snapshot.
@@ -368,6 +372,7 @@ async fn take(shared: &Shared, snapshot: Arc<Snapshot>, spiffe: bool) {
         ..Policy::new(&shared.settings.trust_domain)
     });
     shared.publish(Some(mesh));
+    shared.readiness.done(Part::Objects);
     shared.synced.send_if_modified(|synced| !std::mem::replace(synced, true));
 }
 
@@ -422,9 +427,9 @@ async fn serve_ads(shared: Arc<Shared>, listener: TcpListener, stop: Cancellatio
         () = stop.cancelled() => return,
         synced = synced.wait_for(|synced| *synced) => if synced.is_err() { return },
     }
-    shared.serving.store(true, Ordering::Relaxed);
+    shared.readiness.done(Part::Ads);
     let served = server::serve(listener, Arc::clone(&shared.tls), Arc::clone(&shared.hub), stop).await;
-    shared.serving.store(false, Ordering::Relaxed);
+    shared.readiness.wait(Part::Ads, "ADS is served no longer");
     if let Err(error) = served {
         error!(%error, "the ADS server has ended");
     }

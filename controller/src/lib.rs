@@ -14,6 +14,7 @@ pub mod kubernetes;
 pub mod lint;
 pub mod mesh;
 pub mod metrics;
+mod readiness;
 pub mod settings;
 pub mod source;
 pub mod xds;

@@ -787,6 +787,16 @@ fn asked_for_authorization_that_is_not_there_refuses_requests_unless_told_to_let
 }
 
 #[test]
+fn a_pod_whose_account_reads_as_anothers_sidecar_gets_nothing_and_is_named() {
+    let odd = pod("odd", "x.sidecar.web", &["10.0.0.3"]);
+    let uuid = odd["metadata"]["labels"]["osm-proxy-uuid"].as_str().unwrap().to_owned();
+    let world = shop(&[odd]);
+    let proxy = SidecarIdentity { uuid, service: ServiceIdentity::new("shop", "x.sidecar.web") };
+    assert!(world.mesh.workload_of(&proxy).is_none());
+    assert!(world.said().iter().any(|words| words.contains("spec.serviceAccountName")), "{:?}", world.said());
+}
+
+#[test]
 fn a_borrowed_uuid_hurts_nobody_of_another_account() {
     let with_uuid = |name: &str, account: &str, ip: &str| {
         let mut pod = pod(name, account, &[ip]);

@@ -41,7 +41,7 @@ fn watched(objects: &[Value]) -> Watched {
 
 fn follow(server: ApiServer) -> Watched {
     let stop = CancellationToken::new();
-    let snapshots = watch_cluster(server.client(), Settings::default(), stop.clone());
+    let snapshots = watch_cluster(server.client(), Settings::default(), watch::Sender::default(), stop.clone());
     Watched { server, snapshots, stop }
 }
 

@@ -18,6 +18,7 @@ use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
 use time::OffsetDateTime;
 
+use super::ServiceIdentity;
 use super::leaf::{BACKDATE, Certified, Leaf, LeafRequest};
 
 /// The certificate authority's certificate inside its directory.
@@ -93,6 +94,11 @@ pub enum CaError {
     /// The authority's own certificate has run out.
     #[error("the authority's certificate ran out on {0} (make a new one)")]
     Expired(OffsetDateTime),
+    /// The account's name could be read as another's sidecar.
+    #[error(
+        "service account {0} gets no certificate: its name reads as a sidecar's (choose one whose second part isn't `sidecar`)"
+    )]
+    ReadsAsSidecar(ServiceIdentity),
     /// Signing failed.
     #[error("issue a certificate for {name:?}: {source}")]
     Sign {

@@ -108,6 +108,7 @@ impl Issuer {
     /// # Errors
     /// [`CaError`] if none could be issued and no valid one is left.
     pub fn leaf(&self, id: &ServiceIdentity, now: SystemTime) -> Result<Arc<Leaf>, CaError> {
+        must_not_read_as_sidecar(id)?;
         let mut inner = self.inner.lock();
         match inner.leaves.get(id) {
             Some(held) if now < held.due && !held.leaf.is_expired(now) => {
@@ -183,6 +184,7 @@ impl Issuer {
         key: &SubjectPublicKeyInfo,
         now: SystemTime,
     ) -> Result<PodCertificates, CaError> {
+        must_not_read_as_sidecar(&id.service)?;
         let policy = self.policy();
         let service = policy.request(&id.service);
         let sidecar =
@@ -234,6 +236,10 @@ impl Policy {
 /// Shortest time between two tries for one identity.
 const RETRY: Duration = Duration::from_secs(1);
 
+fn must_not_read_as_sidecar(id: &ServiceIdentity) -> Result<(), CaError> {
+    if id.reads_as_sidecar() { Err(CaError::ReadsAsSidecar(id.clone())) } else { Ok(()) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -275,6 +281,13 @@ mod tests {
             assert!(leaf.not_after - Duration::from_secs(8) > now);
         }
         assert!((10..=14).contains(&renewed), "{renewed}");
+    }
+
+    #[test]
+    fn an_account_that_reads_as_anothers_sidecar_gets_no_leaf() {
+        let (_dir, issuer) = issuer(3600);
+        let error = issuer.leaf(&ServiceIdentity::new("shop", "u1.sidecar.buyer"), SystemTime::now()).unwrap_err();
+        assert!(error.to_string().contains("shop/u1.sidecar.buyer"), "{error}");
     }
 
     #[test]

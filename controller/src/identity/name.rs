@@ -28,6 +28,13 @@ impl ServiceIdentity {
         format!("{}.{}.{trust_domain}", self.service_account, self.namespace)
     }
 
+    /// Whether the principal could be read as a sidecar's name: an account called `x.sidecar.y` would be the sidecar `x` of
+    /// the account `y`. Such accounts get no certificate at all.
+    pub fn reads_as_sidecar(&self) -> bool {
+        let parts: Vec<&str> = self.service_account.splitn(3, '.').collect();
+        matches!(parts.as_slice(), [_, KIND, _])
+    }
+
     /// `spiffe://<trust domain>/<sa>/<ns>`, in OSM's order.
     pub fn spiffe_id(&self, trust_domain: &str) -> String {
         format!("spiffe://{trust_domain}/{}/{}", self.service_account, self.namespace)
@@ -157,6 +164,24 @@ mod tests {
             "u.sidecar.a.shop.xcluster.local",
         ] {
             assert!(SidecarIdentity::parse(name, "cluster.local").is_err(), "{name}");
+        }
+    }
+
+    #[test]
+    fn an_account_reads_as_a_sidecar_exactly_when_its_principal_parses_as_one() {
+        for (account, reads) in [
+            ("x.sidecar.y", true),
+            ("x.sidecar.y.z", true),
+            ("buyer", false),
+            ("sidecar", false),
+            ("x.sidecar", false),
+            ("sidecar.y", false),
+            ("a.b.sidecar.c", false),
+            ("x.sidecars.y", false),
+        ] {
+            let id = ServiceIdentity::new("shop", account);
+            assert_eq!(id.reads_as_sidecar(), reads, "{account}");
+            assert_eq!(SidecarIdentity::parse(&id.principal("td"), "td").is_ok(), reads, "{account}");
         }
     }
 

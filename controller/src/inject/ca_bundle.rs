@@ -16,13 +16,29 @@ use serde_json::json;
 use tracing::{debug, info, warn};
 
 use super::webhook::Injector;
+use crate::readiness::{Part, Readiness};
 
 /// The webhook's name in the configuration.
 pub(super) const WEBHOOK: &str = "osm-inject.k8s.io";
 
+fn name_in(mesh_name: &str) -> String {
+    format!("osm-webhook-{mesh_name}")
+}
+
+/// Until it is right for the first time, the control plane is not ready: pods would come up without a sidecar, or not at
+/// all.
+pub(crate) fn await_it(readiness: &Readiness, mesh_name: &str) {
+    let name = name_in(mesh_name);
+    let words = format!(
+        "MutatingWebhookConfiguration {name} has not our caBundle yet (the chart makes the object, the controller writes \
+         the field)"
+    );
+    readiness.wait(Part::CaBundle, words);
+}
+
 /// Follows the configuration for ever.
 pub(super) async fn keep(client: Client, injector: &Injector) {
-    let name = format!("osm-webhook-{}", injector.settings().mesh_name);
+    let name = name_in(&injector.settings().mesh_name);
     let api: Api<MutatingWebhookConfiguration> = Api::all(client);
     let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
     let mut changes = watcher(api.clone(), config).default_backoff().applied_objects().boxed();
@@ -30,7 +46,8 @@ pub(super) async fn keep(client: Client, injector: &Injector) {
         match changes.next().await {
             Some(Ok(object)) => settle(&api, object, injector).await,
             Some(Err(error)) => {
-                warn!(%error, webhook = name, "the webhook configuration can't be watched for a moment")
+                warn!(%error, webhook = name, "the webhook configuration can't be watched for a moment");
+                explain(injector, format!("MutatingWebhookConfiguration {name} can't be watched: {error}"));
             }
             None => return,
         }
@@ -46,16 +63,19 @@ async fn settle(
     let name = object.name_any();
     let mut pause = FIRST_PAUSE;
     loop {
-        let Some(patch) = patch(&object, injector.trust_bundle().as_bytes()) else { return };
+        let Some(patch) = patch(&object, injector.trust_bundle().as_bytes()) else {
+            return injector.readiness().done(Part::CaBundle);
+        };
         match api.patch(&name, &PatchParams::default(), &Patch::Json::<()>(patch)).await {
             Ok(_) => {
                 info!(webhook = name, "caBundle of the webhook configuration is written");
-                return;
+                return injector.readiness().done(Part::CaBundle);
             }
             // The version has gone on.
             Err(kube::Error::Api(status)) if matches!(status.code, 409 | 422) => debug!(webhook = name, "conflict"),
             Err(error) => {
-                warn!(%error, webhook = name, "caBundle can't be written (no pod gets a sidecar until it is)")
+                warn!(%error, webhook = name, "caBundle can't be written (no pod gets a sidecar until it is)");
+                explain(injector, format!("caBundle of MutatingWebhookConfiguration {name} can't be written: {error}"));
             }
         }
         tokio::time::sleep(pause).await;
@@ -66,6 +86,10 @@ async fn settle(
             Err(error) => warn!(%error, webhook = name, "the webhook configuration can't be read"),
         }
     }
+}
+
+fn explain(injector: &Injector, words: String) {
+    injector.readiness().explain(Part::CaBundle, words);
 }
 
 /// What makes it right; none if it is.

@@ -30,6 +30,7 @@ use crate::api::MeshConfigSpec;
 use crate::bootstrap::probes::Probes;
 use crate::identity::ServiceIdentity;
 
+pub(crate) use ca_bundle::await_it as await_ca_bundle;
 pub use decision::{Decision, Why};
 pub use guard::Marks;
 pub use refusal::Refusal;

@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Map, Value};
 
 use super::annotations::{METRICS, of_namespace, of_pod};
+use super::refusal::quoted;
 use super::rewrite::Rewritten;
 use super::{Injection, PROXY_UUID_LABEL, Refusal, Request, Settings, containers, exclusions, rewrite};
 use crate::identity::ServiceIdentity;
@@ -27,6 +28,13 @@ pub(super) fn build(
     let spec = after.spec.as_mut().ok_or_else(|| Refusal::field("spec", "the pod has none"))?;
     let account = spec.service_account_name.as_deref().filter(|name| !name.is_empty()).unwrap_or("default");
     let identity = ServiceIdentity::new(namespace, account);
+    if identity.reads_as_sidecar() {
+        let words = format!(
+            "{} reads as another's sidecar in a certificate's name (choose a name whose second part isn't `sidecar`)",
+            quoted(account)
+        );
+        return Err(Refusal::field("spec.serviceAccountName", words));
+    }
     let excluded = exclusions::merge(request.mesh_config.map(|spec| &spec.traffic), &of_pod(&before))?;
     let choice = containers::choose(&before, request, settings)?;
     let warnings = rewrite::unreachable_hooks(spec, &excluded.inbound_ports);

@@ -2,7 +2,6 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::version::Info;
@@ -14,6 +13,7 @@ use tracing::{error, info, warn};
 use super::webhook::{Injector, InjectorTls, Snapshots, serve};
 use super::{DataPlane, Settings};
 use crate::app::Shared;
+use crate::readiness::Part;
 
 /// What the operator chose.
 #[derive(Debug, Clone)]
@@ -43,12 +43,15 @@ pub(crate) async fn run(
 ) {
     let native_sidecars = tokio::select! {
         () = stop.cancelled() => return,
-        version = version(&client) => has_native_sidecars(&version),
+        version = version(&client, &shared) => has_native_sidecars(&version),
     };
     let mesh = &shared.settings;
     let tls = match InjectorTls::new(Arc::clone(&shared.issuer), &mesh.osm_namespace, CERTIFICATE_VALIDITY) {
         Ok(tls) => Arc::new(tls),
-        Err(error) => return error!(%error, "the injector has no certificate: no pod gets a sidecar"),
+        Err(error) => {
+            shared.readiness.explain(Part::Injector, format!("the injector has no certificate: {error}"));
+            return error!(%error, "the injector has no certificate: no pod gets a sidecar");
+        }
     };
     let has_ipv6 = options.pod_ips.iter().any(IpAddr::is_ipv6);
     let settings = Settings {
@@ -64,17 +67,21 @@ pub(crate) async fn run(
     };
     info!(?settings, "the injector reviews pods");
     let (issuer, metrics) = (Arc::clone(&shared.issuer), Arc::clone(&shared.metrics));
-    let injector = Arc::new(Injector::new(settings, issuer, metrics, snapshots, client));
-    shared.injecting.store(true, Ordering::Relaxed);
+    let injector = Injector::new(settings, issuer, metrics, snapshots, client).telling(Arc::clone(&shared.readiness));
+    let injector = Arc::new(injector);
+    shared.readiness.done(Part::Injector);
     serve(listener, injector, tls, stop).await;
-    shared.injecting.store(false, Ordering::Relaxed);
+    shared.readiness.wait(Part::Injector, "new pods are reviewed no longer");
 }
 
-async fn version(client: &Client) -> Info {
+async fn version(client: &Client, shared: &Shared) -> Info {
     loop {
         match client.apiserver_version().await {
             Ok(version) => return version,
-            Err(error) => warn!(%error, "the API server's version is not known yet; no pod is reviewed before"),
+            Err(error) => {
+                warn!(%error, "the API server's version is not known yet; no pod is reviewed before");
+                shared.readiness.explain(Part::Injector, format!("the API server's version is not known yet: {error}"));
+            }
         }
         tokio::time::sleep(VERSION_PAUSE).await;
     }

@@ -253,6 +253,14 @@ fn kubernetes_does_not_put_variables_into_a_path_and_odd_bytes_are_escaped_as_ku
 }
 
 #[test]
+fn an_account_that_reads_as_anothers_sidecar_is_refused() {
+    let mut pod = app(json!({}));
+    pod["spec"]["serviceAccountName"] = json!("x.sidecar.buyer");
+    let words = outcome(&pod, &settings(), json!({})).unwrap_err();
+    assert!(words.starts_with("spec.serviceAccountName: ") && words.contains("\"x.sidecar.buyer\""), "{words}");
+}
+
+#[test]
 fn prometheus_is_told_once_per_namespace_and_the_applications_word_stands() {
     let metrics = |pod: &Value| {
         let mut namespace = namespace();

@@ -34,6 +34,7 @@ use crate::api::Key;
 use crate::identity::Issuer;
 use crate::mesh::MESH_CONFIG;
 use crate::metrics::{INJECTOR_REQUEST_TIME, Metrics};
+use crate::readiness::Readiness;
 use crate::source::Snapshot;
 
 /// Snapshots of the source; none before the first.
@@ -46,6 +47,7 @@ pub struct Injector {
     metrics: Arc<Metrics>,
     snapshots: Snapshots,
     client: Client,
+    readiness: Arc<Readiness>,
 }
 
 impl std::fmt::Debug for Injector {
@@ -64,7 +66,16 @@ impl Injector {
         snapshots: Snapshots,
         client: Client,
     ) -> Self {
-        Self { settings, issuer, metrics, snapshots, client }
+        Self { settings, issuer, metrics, snapshots, client, readiness: Arc::default() }
+    }
+
+    /// The same, telling here whether the API server trusts it.
+    pub(crate) fn telling(self, readiness: Arc<Readiness>) -> Self {
+        Self { readiness, ..self }
+    }
+
+    pub(super) fn readiness(&self) -> &Readiness {
+        &self.readiness
     }
 
     pub(super) fn settings(&self) -> &Settings {

@@ -299,6 +299,15 @@ fn sidecars(
     let mut pods: BTreeMap<(String, ServiceIdentity), Vec<&Key>> = BTreeMap::new();
     for workload in workloads.values().filter(|w| in_mesh.contains(&w.pod.namespace)) {
         if let Some(uuid) = &workload.uuid {
+            if workload.identity.reads_as_sidecar() {
+                let account = &workload.identity.service_account;
+                let message = format!(
+                    "{account:?} reads as another's sidecar in a certificate's name, so the pod gets no certificate and no \
+                     configuration (choose a name whose second part isn't `sidecar`)"
+                );
+                About::new("Pod", &workload.pod, findings).error("spec.serviceAccountName", message);
+                continue;
+            }
             pods.entry((uuid.clone(), workload.identity.clone())).or_default().push(&workload.pod);
         }
     }

@@ -108,7 +108,7 @@ impl Refusal {
             Self::NoToken | Self::Token(TokenError::NotAuthenticated(_) | TokenError::WrongAudience) => {
                 StatusCode::UNAUTHORIZED
             }
-            Self::Pod(PodError::Unavailable(..)) | Self::NoReview(_) | Self::Authority(_) => {
+            Self::Pod(PodError::NotSynced | PodError::Unavailable(..)) | Self::NoReview(_) | Self::Authority(_) => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
             Self::Token(_) | Self::Pod(_) | Self::Csr(CsrError::AsksFor(_)) => StatusCode::FORBIDDEN,
@@ -124,6 +124,7 @@ impl Refusal {
             Self::Token(TokenError::NotAuthenticated(_)) => "token_refused",
             Self::Token(TokenError::WrongAudience) => "token_audience",
             Self::Token(TokenError::NotAServiceAccount(_) | TokenError::NotBound) => "token_not_bound",
+            Self::Pod(PodError::NotSynced) => "not_synced",
             Self::Pod(PodError::NamespaceNotInMesh(_)) => "namespace_not_in_mesh",
             Self::Pod(PodError::Unknown(..)) => "pod_unknown",
             Self::Pod(PodError::Differs { .. }) => "pod_differs",
@@ -138,6 +139,14 @@ impl Refusal {
         }
     }
 
+    /// When to ask again, if that is what helps.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::TooMany { wait, .. } => Some(*wait),
+            _ => (self.status() == StatusCode::SERVICE_UNAVAILABLE).then_some(Duration::ZERO),
+        }
+    }
+
     /// What to do about it.
     pub fn hint(&self) -> &'static str {
         match self {
@@ -148,6 +157,7 @@ impl Refusal {
             Self::Token(_) => {
                 "use the projected service account token with audience oxmesh.io; the injector adds it to the pod"
             }
+            Self::Pod(PodError::NotSynced) => "try again; the controller's /health/ready says what it waits for",
             Self::Pod(PodError::NamespaceNotInMesh(_)) => "add the namespace: oxmesh namespace add NAME",
             Self::Pod(PodError::Unknown(..) | PodError::Differs { .. }) => {
                 "the pod was deleted or made anew; its new pod gets a certificate of its own"
@@ -222,7 +232,7 @@ impl Signer {
         let who = || format!("pod {}/{}", token.namespace, token.pod);
         of_pod.map_err(|wait| Refusal::TooMany { who: who(), wait })?;
         let policy = self.issuer.policy();
-        let sidecar = &*caller.sidecar.insert(self.pods.sidecar(token, &policy.trust_domain).await?);
+        let sidecar = &*caller.sidecar.insert(self.pods.sidecar(token).await?);
         let asked: Asked = serde_json::from_slice(body).map_err(|e| Refusal::Body(e.to_string()))?;
         let (name, principal) =
             (sidecar.common_name(&policy.trust_domain), sidecar.service.principal(&policy.trust_domain));

@@ -38,6 +38,9 @@ impl std::fmt::Debug for Pods {
 /// Why a pod gets no certificate.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PodError {
+    /// The control plane has just started and doesn't know the pods yet.
+    #[error("the objects of the cluster have not been read yet")]
+    NotSynced,
     /// Its namespace is no part of the mesh.
     #[error("namespace {0:?} is no part of the mesh")]
     NamespaceNotInMesh(String),
@@ -75,7 +78,7 @@ impl Pods {
     ///
     /// # Errors
     /// [`PodError`] unless the pod is there, is what the token says, and is in the mesh with a sidecar.
-    pub async fn sidecar(&self, token: &BoundPod, trust_domain: &str) -> Result<SidecarIdentity, PodError> {
+    pub async fn sidecar(&self, token: &BoundPod) -> Result<SidecarIdentity, PodError> {
         let key = Key::new(&token.namespace, &token.pod);
         let mut snapshots = self.snapshots.clone();
         let known = snapshots.wait_for(|snapshot| {
@@ -88,8 +91,8 @@ impl Pods {
             // The wait is over, or the source is gone.
             Ok(Err(_)) | Err(_) => None,
         };
-        let snapshot = self.snapshots.borrow().clone();
-        if !snapshot.is_some_and(|snapshot| self.in_mesh(&snapshot.objects, token)) {
+        let snapshot = self.snapshots.borrow().clone().ok_or(PodError::NotSynced)?;
+        if !self.in_mesh(&snapshot.objects, token) {
             return Err(PodError::NamespaceNotInMesh(token.namespace.clone()));
         }
         let pod = match in_snapshot {
@@ -98,7 +101,7 @@ impl Pods {
         };
         let pod = pod.filter(|pod| has_uid(pod, token));
         let pod = pod.ok_or_else(|| PodError::Unknown(key.clone(), token.uid.clone()))?;
-        check(key, &pod, token, trust_domain)
+        check(key, &pod, token)
     }
 
     fn in_mesh(&self, objects: &Objects, token: &BoundPod) -> bool {
@@ -123,7 +126,7 @@ fn has_uid(pod: &Pod, token: &BoundPod) -> bool {
     pod.metadata.uid.as_deref() == Some(token.uid.as_str())
 }
 
-fn check(key: Key, pod: &Pod, token: &BoundPod, trust_domain: &str) -> Result<SidecarIdentity, PodError> {
+fn check(key: Key, pod: &Pod, token: &BoundPod) -> Result<SidecarIdentity, PodError> {
     let Some(workload) = Workload::of(pod) else { return Err(PodError::NoWorkload(key)) };
     let differs = |what, is: &str, says: &str| {
         Err(PodError::Differs { pod: key.clone(), what, is: is.to_owned(), token: says.to_owned() })
@@ -141,7 +144,7 @@ fn check(key: Key, pod: &Pod, token: &BoundPod, trust_domain: &str) -> Result<Si
         return Err(PodError::BadName(key, format!("label {PROXY_UUID_LABEL}={uuid:?}")));
     }
     let service = workload.identity;
-    if SidecarIdentity::parse(&service.principal(trust_domain), trust_domain).is_ok() {
+    if service.reads_as_sidecar() {
         return Err(PodError::BadName(key, format!("service account {:?}", service.service_account)));
     }
     Ok(SidecarIdentity { uuid, service })

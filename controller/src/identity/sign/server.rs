@@ -120,7 +120,7 @@ async fn nothing(method: Method, uri: Uri) -> Response<Body> {
 fn refused(refusal: &Refusal) -> Response<Body> {
     let error = json!({ "code": refusal.code(), "message": refusal.to_string(), "hint": refusal.hint() });
     let mut response = respond(refusal.status(), &error);
-    if let Refusal::TooMany { wait, .. } = refusal {
+    if let Some(wait) = refusal.retry_after() {
         response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(wait.as_secs() + 1));
     }
     response

@@ -43,6 +43,7 @@ impl TokenReviewer for Reviewer {
                 let error = Some("[invalid bearer token, service account token has expired]".to_owned());
                 return Ok(TokenReviewStatus { error, ..Default::default() });
             }
+            let account = if token.starts_with("misnamed:") { "u1.sidecar.buyer" } else { "buyer" };
             let audience = if token == "audience" { "https://kubernetes.default.svc" } else { TOKEN_AUDIENCE };
             let extra = match token.split(':').collect::<Vec<_>>().as_slice() {
                 [pod, uid, node] => [("pod-name", *pod), ("pod-uid", *uid), ("node-name", *node)]
@@ -54,7 +55,7 @@ impl TokenReviewer for Reviewer {
                 authenticated: Some(true),
                 audiences: Some(vec![audience.to_owned()]),
                 user: Some(UserInfo {
-                    username: Some("system:serviceaccount:shop:buyer".to_owned()),
+                    username: Some(format!("system:serviceaccount:shop:{account}")),
                     extra: Some(extra),
                     ..Default::default()
                 }),
@@ -82,6 +83,7 @@ fn objects() -> Objects {
         pod("buyer-1", "uid-1", "buyer", &json!({ "osm-proxy-uuid": "u1" })),
         pod("plain", "uid-2", "buyer", &json!({})),
         pod("other", "uid-3", "seller", &json!({ "osm-proxy-uuid": "u3" })),
+        pod("misnamed", "uid-5", "u1.sidecar.buyer", &json!({ "osm-proxy-uuid": "u5" })),
         pod("dotted", "uid-4", "buyer", &json!({ "osm-proxy-uuid": "x.sidecar.victim" })),
     ] {
         objects.pods.insert(Key::of(&pod.metadata), pod.into());
@@ -228,6 +230,7 @@ async fn every_wrong_token_and_every_foreign_pod_is_refused_with_a_reason_and_a_
         ("other:uid-3:node-1", 403, "pod_differs", "service account \"seller\""),
         ("plain:uid-2:node-1", 403, "pod_without_sidecar", "osm-proxy-uuid"),
         ("dotted:uid-4:node-1", 403, "pod_bad_name", "x.sidecar.victim"),
+        ("misnamed:uid-5:node-1", 403, "pod_bad_name", "u1.sidecar.buyer"),
         ("unreachable", 503, "api_server_unavailable", "connection refused"),
     ];
     for (token, status, code, words) in cases {
@@ -286,6 +289,17 @@ async fn a_pod_that_is_newer_than_the_snapshot_is_waited_for() {
     };
     let ((status, answer), ()) = tokio::join!(asking, arriving);
     assert_eq!(status, StatusCode::OK, "{answer}");
+}
+
+#[tokio::test]
+async fn before_the_first_snapshot_a_pod_is_told_to_come_again() {
+    let fixture = fixture().await;
+    fixture.snapshots.send_replace(None);
+    let (status, answer) = fixture.ask_plainly("buyer-1:uid-1:node-1").await;
+    assert_eq!((status.as_u16(), answer["code"].as_str()), (503, Some("not_synced")), "{answer}");
+    assert!(Refusal::Pod(PodError::NotSynced).retry_after().is_some());
+    fixture.snapshots.send_replace(snapshot(objects()));
+    assert_eq!(fixture.ask_plainly("buyer-1:uid-1:node-1").await.0, StatusCode::OK);
 }
 
 #[tokio::test]

@@ -24,17 +24,18 @@ use super::Snapshot;
 use crate::settings::Settings;
 
 /// Watches the API server until stopped. The receiver holds `None` until everything was listed once, then always the
-/// newest snapshot.
+/// newest snapshot. Until then `awaited` has the kinds that were not listed yet, each with the reason if there is one.
 pub fn watch_cluster(
     client: Client,
     settings: Settings,
+    awaited: channel::Sender<Vec<String>>,
     stop: CancellationToken,
 ) -> channel::Receiver<Option<Arc<Snapshot>>> {
     let (sender, receiver) = channel::channel(None);
     tokio::spawn(async move {
         let follow_for_ever = async {
             loop {
-                follow(&client, &settings, &sender).await;
+                follow(&client, &settings, &sender, &awaited).await;
                 error!("a watch of the API server has failed for good; everything is listed anew");
                 sleep(RESTART_PAUSE).await;
             }
@@ -48,7 +49,12 @@ pub fn watch_cluster(
 }
 
 /// Returns when a watch ends, which only a bug brings about.
-async fn follow(client: &Client, settings: &Settings, sender: &channel::Sender<Option<Arc<Snapshot>>>) {
+async fn follow(
+    client: &Client,
+    settings: &Settings,
+    sender: &channel::Sender<Option<Arc<Snapshot>>>,
+    awaited: &channel::Sender<Vec<String>>,
+) {
     let (news, mut received) = mpsc::channel(QUEUE);
     let generation = channel::Sender::new(0);
     let mut watches = JoinSet::new();
@@ -68,6 +74,7 @@ async fn follow(client: &Client, settings: &Settings, sender: &channel::Sender<O
                 store.take(next);
             }
         }
+        awaited.send_replace(store.awaited());
         generation.send_if_modified(|g| std::mem::replace(g, store.generation()) != store.generation());
         // The others can only be taken in when it is known which namespaces count.
         if !started && store.knows_namespaces() {

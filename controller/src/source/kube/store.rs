@@ -139,6 +139,16 @@ impl Store {
         Some(Arc::clone(&self.current))
     }
 
+    /// Kinds that were not listed yet, with what the API server says about them.
+    pub(super) fn awaited(&self) -> Vec<String> {
+        let unlisted = self.kinds.iter().filter(|kind| !self.listed.contains_key(*kind));
+        let words = |kind: &&'static str| match self.failing.get(kind) {
+            Some(failing) => format!("{kind} ({})", failing.reason),
+            None => (*kind).to_owned(),
+        };
+        unlisted.map(words).collect()
+    }
+
     fn objects(&self) -> &Objects {
         self.next.as_ref().unwrap_or(&self.current.objects)
     }
