@@ -5,8 +5,12 @@
 
 mod bookstore;
 mod control_plane;
+mod faults;
+mod identity;
 mod images;
 mod node;
+mod permissions;
+mod steady;
 
 use anyhow::Result;
 use libtest_mimic::{Arguments, Trial};
@@ -22,8 +26,11 @@ fn main() {
     let mut trials = Vec::new();
     bookstore::trials(&mut trials, missing.as_deref());
     control_plane::trials(&mut trials);
+    faults::trials(&mut trials, missing.as_deref());
+    identity::trials(&mut trials, missing.as_deref());
     images::trials(&mut trials, missing.as_deref());
     node::trials(&mut trials, missing.as_deref());
+    permissions::trials(&mut trials, missing.as_deref());
     libtest_mimic::run(&arguments, trials).exit();
 }
 
