@@ -158,10 +158,10 @@ async fn outage(cluster: &'static Cluster) -> Result<()> {
         })
         .await?;
     }
+    streams(cluster, &mesh).await?;
+    written(&steady, "after-outage").await?;
     steady.all_ok().await?;
     steady.follows(&mesh).await?;
-    written(&steady, "after-outage").await?;
-    streams(cluster, &mesh).await?;
     ensure!(mesh.nacks().await? == 0);
     Ok(())
 }

@@ -115,9 +115,7 @@ async fn configuration(outside: &Outside, shop: &Namespace, sidecar: &str, servi
         ("the certificate for the mesh", service, &own, "is not <uuid>.sidecar"),
     ] {
         let said = outside.ads(chain, key, node, LISTENER).await?;
-        let words = words.replace(['<', '>'], "");
-        let plain = said.replace("%3C", "").replace("%3E", "").replace(['<', '>'], "").replace("%20", " ");
-        ensure!(plain.contains("grpc-status: 7") && plain.contains(&words), "{what}: {said}");
+        ensure!(said.contains("grpc-status: 7") && said.contains(words), "{what}: {said}");
         ensure!(!said.contains("inbound-listener"), "{what} brought configuration: {said}");
     }
     let mut seen = String::new();
@@ -249,7 +247,9 @@ impl Outside {
         let script = "printf %s \"$1\" > /tmp/chain; printf %s \"$2\" > /tmp/key; (printf \"$3\"; sleep 2) | \
                       curl -sS -i --http2 --max-time 3 --cacert /ca/ca.crt --cert /tmp/chain --key /tmp/key -X POST -T . \
                       -H expect: -H content-type:application/grpc -H te:trailers \"$4\" 2>&1 | busybox tr -cd '\\n -~'";
-        self.ns.exec("curl", ["sh", "-c", script, "sh", chain, key, &octal, &url]).await
+        let said = self.ns.exec("curl", ["sh", "-c", script, "sh", chain, key, &octal, &url]).await?;
+        // gRPC's words are escaped.
+        Ok(said.replace("%20", " ").replace("%3C", "<").replace("%3E", ">"))
     }
 }
 

@@ -30,10 +30,12 @@ async fn denied(cluster: &'static Cluster) -> Result<()> {
     let roles = Roles { cluster, mesh: &mesh };
     reviews(&roles, &steady).await?;
     statuses(&roles, &steady).await?;
+    events(&roles, &steady).await?;
     secrets(&roles, &steady).await?;
     steady.all_ok().await?;
     reads(&roles, &outside).await?;
     steady.follows(&mesh).await?;
+    authority(&roles).await?;
     lease_and_preset(&roles).await?;
     steady.follows(&mesh).await?;
     ensure!(mesh.nacks().await? == 0);
@@ -66,6 +68,36 @@ async fn statuses(roles: &Roles<'_>, steady: &Steady) -> Result<()> {
         Ok(())
     })
     .await
+}
+
+/// Without `events` what is odd about a Service is in the log alone.
+async fn events(roles: &Roles<'_>, steady: &Steady) -> Result<()> {
+    let lacking = roles.without(CLUSTER_ROLE, |rule| of(rule, "events")).await?;
+    let ports = json!([{"name": "http", "port": 80, "targetPort": "no-such-port"}]);
+    let odd = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "odd"},
+        "spec": {"selector": {"app": "store"}, "ports": ports}});
+    steady.ns.apply(&odd.to_string()).await?;
+    roles.says("cannot create resource \"events\"").await?;
+    roles.restore(lacking).await
+}
+
+/// Without the authority's Secret a new controller can do nothing at all: it ends with words, and the old one goes on.
+async fn authority(roles: &Roles<'_>) -> Result<()> {
+    let lacking = roles.without(ROLE, |rule| of(rule, "secrets")).await?;
+    roles.cluster.kubectl(["-n", roles.mesh.name(), "rollout", "restart", "deploy/osm-controller"]).await?;
+    let words = "(the controller's Role must let it get and create Secrets in its namespace)";
+    eventually("the new controller says what it lacks", LIMIT, || async {
+        let said =
+            roles.cluster.kubectl(["-n", roles.mesh.name(), "logs", "-l", "app=osm-controller", "--tail=-1"]).await?;
+        ensure!(said.contains(words), "{}", said.lines().last().unwrap_or_default());
+        Ok(())
+    })
+    .await?;
+    let available =
+        ["-n", roles.mesh.name(), "get", "deploy/osm-controller", "-o", "jsonpath={.status.availableReplicas}"];
+    ensure!(roles.cluster.kubectl(available).await? == "1", "the old controller is gone");
+    roles.restore(lacking).await?;
+    roles.restarted().await
 }
 
 /// Without `secrets` a pod with real Envoy is refused in words, and pods with our own sidecar come up.
