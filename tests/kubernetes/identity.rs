@@ -244,8 +244,8 @@ impl Outside {
         }
         let path = "envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources";
         let url = format!("https://{}:15128/{path}", self.server);
-        let script = "printf %s \"$1\" > /tmp/chain; printf %s \"$2\" > /tmp/key; (printf \"$3\"; sleep 2) | \
-                      curl -sS -i --http2 --max-time 3 --cacert /ca/ca.crt --cert /tmp/chain --key /tmp/key -X POST -T . \
+        let script = "printf %s \"$1\" > /tmp/chain; printf %s \"$2\" > /tmp/key; (printf \"$3\"; sleep 1) | \
+                      curl -sS -i --http2 --max-time 4 --cacert /ca/ca.crt --cert /tmp/chain --key /tmp/key -X POST -T . \
                       -H expect: -H content-type:application/grpc -H te:trailers \"$4\" 2>&1 | busybox tr -cd '\\n -~'";
         let said = self.ns.exec("curl", ["sh", "-c", script, "sh", chain, key, &octal, &url]).await?;
         // gRPC's words are escaped.
