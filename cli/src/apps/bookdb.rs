@@ -1,6 +1,7 @@
 //! `bookdb`: a TCP store that greets first, as MySQL does, so that a mesh which waits for the
 //! client's first bytes is seen to hang. Commands: `ADD n`, `GET`; each is answered `TOTAL n`.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -15,9 +16,14 @@ const LINE: u64 = 256;
 
 pub(super) async fn run(port: u16) -> anyhow::Result<()> {
     let total = Arc::new(AtomicU64::new(0));
+    let mut stopped = pin!(web::stopped()?);
     let listener = web::listen(port).await?;
     loop {
-        let (stream, peer) = listener.accept().await.context("accepting a connection")?;
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = &mut stopped => return Ok(()),
+        };
+        let (stream, peer) = accepted.context("accepting a connection")?;
         let total = Arc::clone(&total);
         tokio::spawn(async move {
             if let Err(error) = serve(stream, &total).await {

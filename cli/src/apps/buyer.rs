@@ -1,5 +1,6 @@
 //! `bookbuyer` and `bookthief`: the same loop, under two identities.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,29 +9,30 @@ use http::{Method, StatusCode};
 use super::counters::Counters;
 use super::web;
 
-/// Buys for ever, one line per attempt. The thief, too, says that it is `client-app: bookbuyer`:
+/// Buys until SIGTERM or SIGINT, one line per attempt; the round in hand is finished. The thief, too, says that it is `client-app: bookbuyer`:
 /// it is told by its certificate, not by what it says.
 pub(super) async fn run(app: &str, store: &str, port: u16, pause: Duration) -> anyhow::Result<()> {
     let counters = Arc::new(Counters::new(app, store));
     let shown = Arc::clone(&counters);
-    let server = tokio::spawn(web::serve(port, move |_| {
+    let server = web::serve(port, move |_| {
         let answer = web::show(&shown);
         async move { answer }
-    }));
+    });
     let buying = async {
+        let mut stopped = pin!(web::stopped()?);
         loop {
             for path in ["/books-bought", "/buy-a-book/new"] {
                 let outcome = buy(store, path).await;
                 counters.call(&outcome);
                 report(path, &outcome, &counters);
             }
-            tokio::time::sleep(pause).await;
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = &mut stopped => return Ok(()),
+            }
         }
     };
-    tokio::select! {
-        served = server => served?,
-        () = buying => Ok(()),
-    }
+    tokio::try_join!(server, buying).map(|_| ())
 }
 
 async fn buy(store: &str, path: &str) -> Result<String, String> {

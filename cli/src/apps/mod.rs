@@ -61,7 +61,7 @@ pub struct AppArgs {
     bookdb: String,
 }
 
-/// Runs the application until it is killed.
+/// Runs the application until SIGTERM or SIGINT.
 ///
 /// # Errors
 /// When it can't listen.

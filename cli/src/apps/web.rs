@@ -1,6 +1,7 @@
-//! HTTP for the applications: a server that never ends, and one request per connection.
+//! HTTP for the applications: a server that ends at a signal, and one request per connection.
 
 use std::convert::Infallible;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +12,9 @@ use http_body_util::{BodyExt as _, Empty, Full};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use hyper_util::server::graceful::GracefulShutdown;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::timeout;
 
 use super::counters::Counters;
@@ -40,7 +43,23 @@ pub(super) async fn listen(port: u16) -> anyhow::Result<TcpListener> {
     }
 }
 
-/// Serves HTTP/1 for ever.
+/// Done at SIGTERM or SIGINT, which a container's first process ignores unless it asks for them: its pod would end only by
+/// SIGKILL, after the whole grace period.
+///
+/// # Errors
+/// When the process can't ask for signals.
+pub(super) fn stopped() -> anyhow::Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate()).context("asking for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("asking for SIGINT")?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}
+
+/// Serves HTTP/1 until SIGTERM or SIGINT; the requests in hand are still answered, for 5 s at most.
 pub(super) async fn serve<F>(
     port: u16,
     handle: impl Fn(Request<Incoming>) -> F + Send + Sync + 'static,
@@ -48,22 +67,34 @@ pub(super) async fn serve<F>(
 where
     F: Future<Output = Answer> + Send + 'static,
 {
+    let mut stopped = pin!(stopped()?);
     let listener = listen(port).await?;
     let handle = Arc::new(handle);
+    let connections = GracefulShutdown::new();
     loop {
-        let (stream, _) = listener.accept().await.context("accepting a connection")?;
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = &mut stopped => break,
+        };
+        let (stream, _) = accepted.context("accepting a connection")?;
         let handle = Arc::clone(&handle);
         let service = service_fn(move |request| {
             let answer = handle(request);
             async move { Ok::<_, Infallible>(answer.await) }
         });
+        let connection = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+        let connection = connections.watch(connection);
         tokio::spawn(async move {
-            let served = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
-            if let Err(error) = served.await {
+            if let Err(error) = connection.await {
                 eprintln!("a connection ended early: {error}");
             }
         });
     }
+    drop(listener);
+    if timeout(CALL_LIMIT, connections.shutdown()).await.is_err() {
+        eprintln!("ending, though requests are not answered after {CALL_LIMIT:?}");
+    }
+    Ok(())
 }
 
 /// What came back from a call.
