@@ -1,4 +1,7 @@
-//! The application that tests put into pods: a server of known behaviour, and a load that counts what fails.
+//! The application that tests put into pods: a server of known behaviour, and clients that check and count what comes back.
+
+mod grpc;
+mod websocket;
 
 use std::{
     collections::BTreeMap,
@@ -11,7 +14,7 @@ use anyhow::{Context, Result, bail};
 use bytes::Bytes;
 use clap::{Parser, Subcommand};
 use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri};
-use http_body_util::{BodyExt, Full};
+use http_body_util::{BodyExt, Full, combinators::BoxBody};
 use hyper::body::Incoming;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo},
@@ -21,6 +24,7 @@ use serde_json::json;
 use tokio::{
     io::AsyncWriteExt,
     net::{TcpListener, TcpStream},
+    signal::unix::{SignalKind, signal},
     sync::Mutex,
 };
 
@@ -32,18 +36,34 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Serves until killed.
+    /// Serves until SIGTERM or SIGINT.
     Serve(ServeArgs),
     /// Sends requests at a steady rate and prints what came back as JSON.
     Load(LoadArgs),
+    /// Makes gRPC calls, unary and streaming, and prints what it did as JSON.
+    Grpc {
+        /// `http://HOST:PORT`.
+        url: String,
+    },
+    /// Keeps a WebSocket open and prints how many messages came back, as JSON.
+    Websocket {
+        /// `ws://HOST:PORT/PATH`.
+        url: Uri,
+        /// How long.
+        #[arg(long, default_value_t = 2.0)]
+        seconds: f64,
+    },
 }
+
+/// What the server answers with.
+type Body = BoxBody<Bytes, hyper::Error>;
 
 #[derive(clap::Args)]
 struct ServeArgs {
     /// Name it answers with, in the body and the header `identity`.
     #[arg(long, default_value = "app")]
     identity: String,
-    /// HTTP/1.1 and HTTP/2 (prior knowledge) ports.
+    /// Ports of HTTP/1.1 and HTTP/2 (prior knowledge), which echo gRPC calls and WebSocket messages.
     #[arg(long)]
     http: Vec<u16>,
     /// Ports that send back what they get.
@@ -77,10 +97,14 @@ async fn main() -> Result<()> {
     match Args::parse().command {
         Command::Serve(args) => serve(args).await,
         Command::Load(args) => load(args).await,
+        Command::Grpc { url } => grpc::call(url).await,
+        Command::Websocket { url, seconds } => websocket::hold(url, seconds).await,
     }
 }
 
 async fn serve(args: ServeArgs) -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
     let identity: Arc<str> = args.identity.into();
     for port in args.http {
         let listener = listen(port).await?;
@@ -103,7 +127,11 @@ async fn serve(args: ServeArgs) -> Result<()> {
         }
     }
     println!("ready");
-    std::future::pending().await
+    // The first process of a container ignores signals that it doesn't ask for.
+    tokio::select! {
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+    }
 }
 
 /// Both families, as applications in containers do.
@@ -128,12 +156,27 @@ async fn serve_http(stream: TcpStream, identity: Arc<str>, port: u16) {
         auto::Builder::new(TokioExecutor::new()).serve_connection_with_upgrades(TokioIo::new(stream), service).await;
 }
 
-/// `/status/N` answers N, `/slow/MS` waits first, `/bytes/N` sends N bytes, all else tells what was asked.
+/// gRPC and WebSocket echo; of plain requests `/status/N` answers N, `/slow/MS` waits first, `/bytes/N` sends N bytes, all else tells what was asked.
 async fn answer(
     request: Request<Incoming>,
     identity: Arc<str>,
     port: u16,
-) -> Result<Response<Full<Bytes>>, Infallible> {
+) -> Result<Response<Body>, Infallible> {
+    let mut response = if websocket::is_asked(request.headers()) {
+        websocket::answer(request)
+    } else if grpc::is_call(request.headers()) {
+        let (head, body) = request.into_parts();
+        grpc::answer(head.uri.path(), body)
+    } else {
+        plain(request, &identity, port).await.map(|body| body.map_err(|never| match never {}).boxed())
+    };
+    if let Ok(value) = HeaderValue::from_str(&identity) {
+        response.headers_mut().insert("identity", value);
+    }
+    Ok(response)
+}
+
+async fn plain(request: Request<Incoming>, identity: &str, port: u16) -> Response<Full<Bytes>> {
     let (head, body) = request.into_parts();
     let received = body.collect().await.map(|b| b.to_bytes().len()).unwrap_or(0);
     let path = head.uri.path();
@@ -151,17 +194,14 @@ async fn answer(
         let headers: BTreeMap<_, _> =
             head.headers.iter().map(|(k, v)| (k.as_str(), String::from_utf8_lossy(v.as_bytes()))).collect();
         let told = json!({
-            "identity": *identity, "port": port, "method": head.method.as_str(), "path": head.uri.to_string(),
+            "identity": identity, "port": port, "method": head.method.as_str(), "path": head.uri.to_string(),
             "version": format!("{:?}", head.version), "headers": headers, "received": received,
         });
         Bytes::from(format!("{told}\n"))
     });
     let mut response = Response::new(Full::new(content));
     *response.status_mut() = status;
-    if let Ok(value) = HeaderValue::from_str(&identity) {
-        response.headers_mut().insert("identity", value);
-    }
-    Ok(response)
+    response
 }
 
 /// What a load saw.
