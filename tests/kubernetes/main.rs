@@ -11,6 +11,7 @@ mod images;
 mod node;
 mod permissions;
 mod steady;
+mod traffic;
 
 use anyhow::Result;
 use libtest_mimic::{Arguments, Trial};
@@ -31,6 +32,7 @@ fn main() {
     images::trials(&mut trials, missing.as_deref());
     node::trials(&mut trials, missing.as_deref());
     permissions::trials(&mut trials, missing.as_deref());
+    traffic::trials(&mut trials, missing.as_deref());
     libtest_mimic::run(&arguments, trials).exit();
 }
 

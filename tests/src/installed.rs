@@ -142,20 +142,28 @@ impl Installed {
     /// # Errors
     /// When a pod of the control plane doesn't answer.
     pub async fn nacks(&self) -> Result<u64> {
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a small count")]
+        Ok(self.metric("oxmesh_proxy_nack_count").await? as u64)
+    }
+
+    /// The sum of a metric over its labels and the control plane's pods.
+    ///
+    /// # Errors
+    /// When a pod of the control plane doesn't answer.
+    pub async fn metric(&self, metric: &str) -> Result<f64> {
         let pods = ["-n", &self.name, "get", "pods", "-l", "app=osm-controller", "-o", "name"];
         let mut sum = 0.0;
         for pod in self.cluster.kubectl(pods).await?.lines() {
             let name = pod.trim_start_matches("pod/");
             let path = format!("/api/v1/namespaces/{}/pods/{name}:9091/proxy/metrics", self.name);
             let text = self.cluster.kubectl(["get", "--raw", &path]).await?;
-            let lines = text.lines().filter(|line| line.starts_with("oxmesh_proxy_nack_count"));
+            let lines = text.lines().filter(|line| line.split(['{', ' ']).next() == Some(metric));
             for line in lines {
                 let value = line.rsplit(' ').next().context("a value")?;
                 sum += value.parse::<f64>().with_context(|| line.to_owned())?;
             }
         }
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a small count")]
-        Ok(sum as u64)
+        Ok(sum)
     }
 }
 

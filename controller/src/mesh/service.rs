@@ -2,7 +2,8 @@
 //!
 //! A headless service whose pods have host names is also one service per pod (`<pod>.<service>`), which owns the pod's
 //! address; the service as a whole is then found by its HTTP host name alone.
-//! Identities come from the pods that the selector takes, ready or not: policy does not hang on readiness.
+//! Identities come from the pods that the selector takes, ready or not: policy does not hang on readiness. Without a selector
+//! they come from the pods of the namespace that the endpoint slices list.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -143,7 +144,8 @@ impl Found<'_> {
             return Vec::new();
         }
         let selector = spec.selector.clone().unwrap_or_default();
-        let pods = self.pods.selected(&self.key.namespace, &selector);
+        let pods =
+            if selector.is_empty() { self.listed() } else { self.pods.selected(&self.key.namespace, &selector) };
         let ports = self.ports(&pods, about);
         let headless = spec.cluster_ip.as_deref() == Some("None");
         let cluster_ips = cluster_ips(spec);
@@ -161,6 +163,15 @@ impl Found<'_> {
         of_pods.chain([itself]).collect()
     }
 
+    /// Pods of a service without selector: those at the addresses of its endpoint slices. Pods of other namespaces are not
+    /// this one's to publish: a port of theirs would open to whoever may write slices here.
+    fn listed(&self) -> Vec<&Workload> {
+        let addresses = self.slices.iter().flat_map(|s| &s.endpoints).flat_map(|e| &e.addresses);
+        let pods = addresses.filter_map(|address| self.pods.at(&address.parse().ok()?));
+        let ours = pods.filter(|pod| pod.pod.namespace == self.key.namespace);
+        ours.map(|pod| (&pod.pod, pod)).collect::<BTreeMap<_, _>>().into_values().collect()
+    }
+
     fn service(
         &self,
         name: String,
@@ -174,19 +185,23 @@ impl Found<'_> {
         let of_one_pod = name != self.key.name;
         let mut endpoints = self.endpoints(pods, of_one_pod);
         keep_main_family(&mut endpoints, self.object);
-        if self.in_mesh && endpoints.iter().any(|e| e.identity.is_none()) {
-            about.warning(
-                "spec.selector",
-                "some endpoints are no pods of the mesh: they cannot prove who they are and get no traffic",
-            );
+        let identities: BTreeSet<_> = pods.iter().map(|p| p.identity.clone()).collect();
+        if self.in_mesh {
+            let all = endpoints.len();
+            endpoints.retain(|e| e.identity.as_ref().is_some_and(|identity| identities.contains(identity)));
+            if endpoints.len() < all {
+                about.warning(
+                    "spec.selector",
+                    "some endpoints are no pods of the mesh in this namespace: they cannot prove who they are and get no traffic",
+                );
+            }
         }
-        endpoints.retain(|e| e.identity.is_some() || !self.in_mesh);
         let service = Service {
             name: Key::new(&self.key.namespace, name),
             dialed,
             ports,
             endpoints,
-            identities: pods.iter().map(|p| p.identity.clone()).collect(),
+            identities,
             in_mesh: self.in_mesh,
         };
         (service, pods.iter().map(|p| p.pod.clone()).collect())
