@@ -206,6 +206,24 @@ fn endpoint_slices_say_who_is_ready_and_what_a_named_port_is() {
 }
 
 #[test]
+fn a_service_without_selector_belongs_to_the_pods_of_its_namespace_that_slices_list() {
+    let slice = json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+        "metadata": {"name": "hand-1", "namespace": "shop", "labels": {"kubernetes.io/service-name": "hand"}},
+        "ports": [{"name": "http", "port": 8080}],
+        "endpoints": [{"addresses": ["10.0.0.1"]}, {"addresses": ["10.0.9.1"]}]});
+    let mut hand = service("hand", "web", "10.96.0.7", json!([{"name": "http", "port": 80, "targetPort": 8080}]));
+    hand["spec"].as_object_mut().unwrap().remove("selector");
+    let mut elsewhere = pod("far-0", "far", &["10.0.9.1"]);
+    elsewhere["metadata"]["namespace"] = json!("far");
+    let namespace = json!({"apiVersion": "v1", "kind": "Namespace",
+        "metadata": {"name": "far", "labels": {"openservicemesh.io/monitored-by": "osm"}}});
+    let world = shop(&[permissive(), hand, slice, namespace, elsewhere]);
+    assert_eq!(world.sidecar("client-0").endpoints("shop/hand|8080"), ["10.0.0.1:8080"]);
+    assert!(world.sidecar("web-0").chains(IN).contains(&"inbound_shop/hand_8080_http".to_owned()));
+    assert!(world.said().contains(&"Service hand spec.selector".to_owned()), "a pod of another namespace is reported");
+}
+
+#[test]
 fn a_named_port_is_the_pods_own() {
     let mut other = pod("web-1", "web", &["10.0.0.2"]);
     other["spec"]["containers"] = json!([{"name": "c", "ports": [{"name": "web", "containerPort": 9090}]}]);
