@@ -187,12 +187,13 @@ impl World {
         Ok(())
     }
 
-    /// A server outside that speaks first, by its pod's address.
+    /// Raw TCP to the address of a pod outside. The client speaks first: of a port that no object tells of, a sidecar reads
+    /// the first bytes before it knows the protocol.
     async fn tcp(&self, pod: &str) -> Result<()> {
         let status = self.outside.get(["pod", "outside"]).await?;
-        let script = format!("sleep 1 | nc -w 3 {} 3306", status["status"]["podIP"].as_str().unwrap_or_default());
+        let script = format!("(echo hello; sleep 1) | nc -w 3 {} 9001", status["status"]["podIP"].as_str().unwrap_or_default());
         let said = self.ns.exec(pod, ["sh", "-c", &script]).await?;
-        ensure!(said.trim() == "outside", "{said:?}");
+        ensure!(said.trim() == "hello", "{said:?}");
         Ok(())
     }
 }

@@ -13,7 +13,7 @@ use tokio::time::timeout;
 use super::counters::Counters;
 use super::web::{self, Answer};
 
-const DB_LIMIT: Duration = Duration::from_secs(5);
+const DB_LIMIT: Duration = Duration::from_secs(10);
 
 struct Warehouse {
     bookdb: String,

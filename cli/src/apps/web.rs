@@ -19,7 +19,10 @@ use tokio::time::timeout;
 
 use super::counters::Counters;
 
-const CALL_LIMIT: Duration = Duration::from_secs(5);
+/// Long enough for a machine that is busy with other things: what is slow is no refusal.
+const CALL_LIMIT: Duration = Duration::from_secs(20);
+/// How long the requests in hand may take at the end; shorter than a pod's grace period.
+const END_LIMIT: Duration = Duration::from_secs(5);
 
 pub(super) type Answer = Response<Full<Bytes>>;
 
@@ -91,8 +94,8 @@ where
         });
     }
     drop(listener);
-    if timeout(CALL_LIMIT, connections.shutdown()).await.is_err() {
-        eprintln!("ending, though requests are not answered after {CALL_LIMIT:?}");
+    if timeout(END_LIMIT, connections.shutdown()).await.is_err() {
+        eprintln!("ending, though requests are not answered after {END_LIMIT:?}");
     }
     Ok(())
 }
@@ -104,10 +107,10 @@ pub(super) struct Reply {
     pub body: Bytes,
 }
 
-/// One request on a connection of its own, with a limit of 5 s.
+/// One request on a connection of its own, with a limit of 20 s.
 ///
 /// # Errors
-/// The reason in a few words: `connection refused`, `no answer within 5s`.
+/// The reason in a few words: `connection refused`, `no answer within 20s`.
 pub(super) async fn call(
     method: Method,
     host: &str,
