@@ -98,7 +98,8 @@ async fn grpc_and_websocket(ns: &Namespace) -> Result<()> {
     ensure!(ns.exec("thief", ["oxmesh-test-app", "grpc", "http://store:9000"]).await.is_err(), "the thief called");
 
     let hold = ["oxmesh-test-app", "websocket", "ws://store:8090/", "--seconds", "2"];
-    let held: Value = serde_json::from_str(&eventually("a WebSocket opens", FOLLOWS, || ns.exec("client", hold)).await?)?;
+    let held: Value =
+        serde_json::from_str(&eventually("a WebSocket opens", FOLLOWS, || ns.exec("client", hold)).await?)?;
     ensure!(held["identity"] == "store" && held["rounds"].as_u64() > Some(10), "{held}");
     ensure!(ns.exec("thief", hold).await.is_err(), "the thief got a WebSocket");
     Ok(())
@@ -191,7 +192,8 @@ impl World {
     /// the first bytes before it knows the protocol.
     async fn tcp(&self, pod: &str) -> Result<()> {
         let status = self.outside.get(["pod", "outside"]).await?;
-        let script = format!("(echo hello; sleep 1) | nc -w 3 {} 9001", status["status"]["podIP"].as_str().unwrap_or_default());
+        let script =
+            format!("(echo hello; sleep 1) | nc -w 3 {} 9001", status["status"]["podIP"].as_str().unwrap_or_default());
         let said = self.ns.exec(pod, ["sh", "-c", &script]).await?;
         ensure!(said.trim() == "hello", "{said:?}");
         Ok(())

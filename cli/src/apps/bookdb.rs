@@ -1,7 +1,6 @@
 //! `bookdb`: a TCP store that greets first, as MySQL does, so that a mesh which waits for the
 //! client's first bytes is seen to hang. Commands: `ADD n`, `GET`; each is answered `TOTAL n`.
 
-use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -10,18 +9,19 @@ use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, Buf
 use tokio::net::TcpStream;
 
 use super::web;
+use crate::signals::Shutdown;
 
 /// Longest command.
 const LINE: u64 = 256;
 
 pub(super) async fn run(port: u16) -> anyhow::Result<()> {
     let total = Arc::new(AtomicU64::new(0));
-    let mut stopped = pin!(web::stopped()?);
+    let mut shutdown = Shutdown::new()?;
     let listener = web::listen(port).await?;
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            () = &mut stopped => return Ok(()),
+            () = shutdown.wait() => return Ok(()),
         };
         let (stream, peer) = accepted.context("accepting a connection")?;
         let total = Arc::clone(&total);

@@ -1,6 +1,5 @@
 //! `bookbuyer` and `bookthief`: the same loop, under two identities.
 
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,9 +7,10 @@ use http::{Method, StatusCode};
 
 use super::counters::Counters;
 use super::web;
+use crate::signals::Shutdown;
 
-/// Buys until SIGTERM or SIGINT, one line per attempt; the round in hand is finished. The thief, too, says that it is `client-app: bookbuyer`:
-/// it is told by its certificate, not by what it says.
+/// Buys until SIGTERM or SIGINT, one line per attempt; the round in hand is finished. The thief, too, says that it is
+/// `client-app: bookbuyer`: it is told by its certificate, not by what it says.
 pub(super) async fn run(app: &str, store: &str, port: u16, pause: Duration) -> anyhow::Result<()> {
     let counters = Arc::new(Counters::new(app, store));
     let shown = Arc::clone(&counters);
@@ -19,7 +19,7 @@ pub(super) async fn run(app: &str, store: &str, port: u16, pause: Duration) -> a
         async move { answer }
     });
     let buying = async {
-        let mut stopped = pin!(web::stopped()?);
+        let mut shutdown = Shutdown::new()?;
         loop {
             for path in ["/books-bought", "/buy-a-book/new"] {
                 let outcome = buy(store, path).await;
@@ -28,7 +28,7 @@ pub(super) async fn run(app: &str, store: &str, port: u16, pause: Duration) -> a
             }
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
-                () = &mut stopped => return Ok(()),
+                () = shutdown.wait() => return Ok(()),
             }
         }
     };

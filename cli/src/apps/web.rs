@@ -1,7 +1,6 @@
 //! HTTP for the applications: a server that ends at a signal, and one request per connection.
 
 use std::convert::Infallible;
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,10 +13,10 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use hyper_util::server::graceful::GracefulShutdown;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::timeout;
 
 use super::counters::Counters;
+use crate::signals::Shutdown;
 
 /// Long enough for a machine that is busy with other things: what is slow is no refusal.
 const CALL_LIMIT: Duration = Duration::from_secs(20);
@@ -46,23 +45,8 @@ pub(super) async fn listen(port: u16) -> anyhow::Result<TcpListener> {
     }
 }
 
-/// Done at SIGTERM or SIGINT, which a container's first process ignores unless it asks for them: its pod would end only by
-/// SIGKILL, after the whole grace period.
-///
-/// # Errors
-/// When the process can't ask for signals.
-pub(super) fn stopped() -> anyhow::Result<impl Future<Output = ()>> {
-    let mut terminate = signal(SignalKind::terminate()).context("asking for SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("asking for SIGINT")?;
-    Ok(async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-    })
-}
-
-/// Serves HTTP/1 until SIGTERM or SIGINT; the requests in hand are still answered, for 5 s at most.
+/// Serves HTTP/1 until SIGTERM or SIGINT, which a container's first process ignores unless it asks for them: its pod would
+/// end only by SIGKILL. The requests in hand are still answered, for 5 s at most.
 pub(super) async fn serve<F>(
     port: u16,
     handle: impl Fn(Request<Incoming>) -> F + Send + Sync + 'static,
@@ -70,14 +54,14 @@ pub(super) async fn serve<F>(
 where
     F: Future<Output = Answer> + Send + 'static,
 {
-    let mut stopped = pin!(stopped()?);
+    let mut shutdown = Shutdown::new().context("asking for signals")?;
     let listener = listen(port).await?;
     let handle = Arc::new(handle);
     let connections = GracefulShutdown::new();
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            () = &mut stopped => break,
+            () = shutdown.wait() => break,
         };
         let (stream, _) = accepted.context("accepting a connection")?;
         let handle = Arc::clone(&handle);

@@ -144,8 +144,7 @@ impl Found<'_> {
             return Vec::new();
         }
         let selector = spec.selector.clone().unwrap_or_default();
-        let pods =
-            if selector.is_empty() { self.listed() } else { self.pods.selected(&self.key.namespace, &selector) };
+        let pods = if selector.is_empty() { self.listed() } else { self.pods.selected(&self.key.namespace, &selector) };
         let ports = self.ports(&pods, about);
         let headless = spec.cluster_ip.as_deref() == Some("None");
         let cluster_ips = cluster_ips(spec);

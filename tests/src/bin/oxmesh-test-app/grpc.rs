@@ -27,10 +27,8 @@ pub(crate) fn answer(path: &str, body: Incoming) -> Response<Body> {
         response.headers_mut().insert("grpc-message", HeaderValue::from_static("as asked"));
         response
     } else {
-        let trailers = HeaderMap::from_iter([(
-            http::HeaderName::from_static("grpc-status"),
-            HeaderValue::from_static("0"),
-        )]);
+        let trailers =
+            HeaderMap::from_iter([(http::HeaderName::from_static("grpc-status"), HeaderValue::from_static("0"))]);
         Response::new(body.with_trailers(std::future::ready(Some(Ok(trailers)))).boxed())
     };
     response.headers_mut().insert(http::header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));

@@ -157,11 +157,7 @@ async fn serve_http(stream: TcpStream, identity: Arc<str>, port: u16) {
 }
 
 /// gRPC and WebSocket echo; of plain requests `/status/N` answers N, `/slow/MS` waits first, `/bytes/N` sends N bytes, all else tells what was asked.
-async fn answer(
-    request: Request<Incoming>,
-    identity: Arc<str>,
-    port: u16,
-) -> Result<Response<Body>, Infallible> {
+async fn answer(request: Request<Incoming>, identity: Arc<str>, port: u16) -> Result<Response<Body>, Infallible> {
     let mut response = if websocket::is_asked(request.headers()) {
         websocket::answer(request)
     } else if grpc::is_call(request.headers()) {

@@ -34,9 +34,8 @@ pub(crate) fn answer(mut request: Request<Incoming>) -> Response<Body> {
         let upgraded = hyper::upgrade::on(&mut request).await?;
         let socket = WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, None).await;
         let (send, receive) = socket.split();
-        let messages = receive.filter(|message| {
-            std::future::ready(message.as_ref().is_ok_and(|m| m.is_text() || m.is_binary()))
-        });
+        let messages =
+            receive.filter(|message| std::future::ready(message.as_ref().is_ok_and(|m| m.is_text() || m.is_binary())));
         // A client that goes away without a close is not the server's failure.
         let _ended = messages.forward(send).await;
         anyhow::Ok(())
