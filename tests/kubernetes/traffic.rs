@@ -17,7 +17,7 @@ use crate::scenario;
 
 const LIMIT: Duration = Duration::from_secs(90);
 /// How long the mesh may take to follow a change of objects, on a busy machine.
-const FOLLOWS: Duration = Duration::from_secs(30);
+const FOLLOWS: Duration = Duration::from_secs(90);
 
 pub(crate) fn trials(trials: &mut Vec<Trial>, missing: Option<&str>) {
     let envoy = envoy_missing();
