@@ -16,6 +16,7 @@ use crate::cluster::mesh::{self, MeshArgs};
 use crate::cluster::metrics::{self, MetricsArgs};
 use crate::cluster::namespace::{self, NamespaceArgs};
 use crate::cluster::proxy::{self, ProxyCommand};
+use crate::cluster::top::{self, TopArgs};
 use crate::cluster::uninstall::{self, UninstallArgs};
 use crate::cluster::version::{self, VersionArgs};
 use crate::demo::{self, DemoArgs};
@@ -34,6 +35,7 @@ const USAGE: u8 = 64;
         oxmesh demo                                       a whole mesh on this machine, live\n  \
         oxmesh run --name web --port 8080 -- ./my-app     the same for a program of yours\n  \
         oxmesh install                                    a mesh for a Kubernetes cluster\n  \
+        oxmesh top -A                                     who calls whom there, live\n  \
         oxmesh check                                      what is wrong with it\n  \
         oxmesh check -f manifests/                        what is wrong with a mesh's objects"
 )]
@@ -75,6 +77,11 @@ enum Verb {
         oxmesh check -o short               only what isn't\n  \
         oxmesh check -f manifests/ -o json  a folder, without a cluster")]
     Check(CheckArgs),
+    /// Show who calls whom on a cluster, live, as the sidecars count it.
+    #[command(after_help = "Examples:\n  \
+        oxmesh top -A                       all callers, until Ctrl-C\n  \
+        oxmesh top -n shop --once -o json   five seconds of one namespace's, for scripts")]
+    Top(TopArgs),
     /// Run a command inside of a pod of `oxmesh run` or `oxmesh demo`.
     #[command(after_help = "Example:\n  oxmesh exec default/web -- curl -s http://127.0.0.1:15000/clusters")]
     Exec(ExecArgs),
@@ -162,6 +169,7 @@ fn execute(command: Verb) -> anyhow::Result<ExitCode> {
         Verb::Mesh(args) => block_on(mesh::run(args)),
         Verb::Metrics(args) => block_on(metrics::run(args)),
         Verb::Check(args) => block_on(check::run(&args)),
+        Verb::Top(args) => block_on(top::run(args)),
         Verb::Exec(args) => {
             need_namespaces(Some(&args.folder()))?;
             block_on(run::exec(args))

@@ -11,3 +11,4 @@ pub mod output;
 pub mod pod;
 pub mod run;
 mod signals;
+mod traffic;

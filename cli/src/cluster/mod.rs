@@ -14,6 +14,7 @@ pub mod mesh;
 pub mod metrics;
 pub mod namespace;
 pub mod proxy;
+pub mod top;
 pub mod uninstall;
 pub mod version;
 

@@ -10,10 +10,11 @@ use oxmesh_controller::mesh::Mesh;
 use oxmesh_controller::settings::Settings;
 use tokio::time::{Instant, timeout};
 
-use super::picture::{self, Apps, Edge, Picture, PodRow, Refused};
-use super::prometheus::{self, Sample};
+use super::picture::{self, Apps, Picture, PodRow};
 use crate::apps::Counts;
 use crate::mesh::{Container, Session, StartedPod};
+use crate::traffic::prometheus::{self, Sample};
+use crate::traffic::{self, Edge, Refused};
 
 /// How far back rates, shares and failures look.
 const WINDOW: Duration = Duration::from_secs(10);
@@ -57,9 +58,9 @@ impl Gatherer {
     /// The picture as of now.
     pub(super) async fn picture(&mut self, session: &Session, objects: &Objects) -> Picture {
         let mut edges = all_edges(session).await;
-        picture::edges_since(&self.base_edges, &mut edges);
+        traffic::edges_since(&self.base_edges, &mut edges);
         self.look_back(&mut edges);
-        picture::add_shares(&mut edges, &splits(objects));
+        traffic::add_shares(&mut edges, &splits(objects));
         let apps = picture::since(&self.base, &self.apps(session).await);
         let is_bookstore = apps.contains_key("bookbuyer");
         Picture {
@@ -113,7 +114,7 @@ async fn all_edges(session: &Session) -> Vec<Edge> {
         owners.entry(owner(pod)).or_default().extend(metrics(pod).await);
     }
     for (owner, samples) in owners {
-        edges.extend(picture::edges(&owner, &samples));
+        edges.extend(traffic::edges(&owner, &samples));
     }
     edges
 }

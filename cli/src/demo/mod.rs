@@ -5,7 +5,6 @@
 
 mod gather;
 mod picture;
-pub(crate) mod prometheus;
 mod table;
 
 use std::fs;
@@ -25,7 +24,9 @@ use crate::output::{self, Format};
 use crate::pod::{DataPlane, Topology, TopologyOptions};
 use crate::signals::Shutdown;
 use gather::Gatherer;
-pub use picture::{Apps, Edge, Expected, Picture, PodRow, Refused};
+pub use picture::{Apps, Expected, Picture, PodRow};
+
+pub use crate::traffic::{Edge, Refused};
 
 /// The manifests that come with the program.
 const MANIFESTS: [(&str, &str); 8] = [

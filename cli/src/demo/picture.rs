@@ -1,11 +1,11 @@
-//! Who calls whom, as the sidecars and the applications tell it. Pure.
+//! What `oxmesh demo` shows: the pods, the calls, and what the applications say of them. Pure.
 
 use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::prometheus::Sample;
 use crate::apps::Counts;
+use crate::traffic::{Edge, Refused, grown, ratio};
 
 /// Everything that `oxmesh demo` shows. Its JSON form has a version, which rises when a field
 /// changes its meaning.
@@ -44,47 +44,6 @@ pub struct PodRow {
     pub state: String,
 }
 
-/// Calls from the pods of one owner to one service.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
-pub struct Edge {
-    /// The caller's `namespace/owner`.
-    pub from: String,
-    /// The service's `namespace/name`.
-    pub to: String,
-    /// Port of the service's pods.
-    pub port: u16,
-    /// `http` or `tcp`.
-    pub protocol: &'static str,
-    /// Requests, or for TCP connections.
-    pub count: u64,
-    /// Answered with a status below 400; for TCP, connected.
-    pub ok: u64,
-    /// Calls per second in the last ten seconds.
-    pub rps: Option<f64>,
-    /// Calls that rate and share are made of.
-    #[serde(skip)]
-    pub recent: u64,
-    /// Share of the traffic split that the service is a backend of, 0-1, in the last ten seconds.
-    pub share: Option<f64>,
-    /// Median time of answers in milliseconds.
-    pub p50_ms: Option<f64>,
-    /// Whether every connection had mutual TLS.
-    pub mtls: bool,
-}
-
-/// Calls that did not get through, by reason.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-pub struct Refused {
-    /// The caller.
-    pub from: String,
-    /// Whom it called, as far as is known.
-    pub to: String,
-    /// How often.
-    pub count: u64,
-    /// Why, in the words of the sidecar or of the application's error.
-    pub why: String,
-}
-
 /// The comparison with what should be.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Expected {
@@ -92,93 +51,6 @@ pub struct Expected {
     pub met: bool,
     /// What isn't.
     pub unmet: Vec<String>,
-}
-
-/// What one cluster's series say.
-#[derive(Debug, Default)]
-struct Cluster {
-    requests: BTreeMap<String, f64>,
-    connections: f64,
-    connect_failures: f64,
-    active: f64,
-    handshakes: f64,
-    buckets: Vec<(f64, f64)>,
-}
-
-/// The calls that the metrics of an owner's sidecars tell of: one edge per service that was called.
-pub(super) fn edges(from: &str, samples: &[Sample]) -> Vec<Edge> {
-    let mut clusters: BTreeMap<&str, Cluster> = BTreeMap::new();
-    for sample in samples {
-        let cluster = sample.label("envoy_cluster_name");
-        if cluster.is_empty() {
-            continue;
-        }
-        let entry = clusters.entry(cluster).or_default();
-        match sample.name.as_str() {
-            "envoy_cluster_upstream_rq_xx" => {
-                let class = sample.label("envoy_response_code_class").to_owned();
-                *entry.requests.entry(class).or_default() += sample.value;
-            }
-            "envoy_cluster_upstream_cx_total" => entry.connections += sample.value,
-            "envoy_cluster_upstream_cx_connect_fail" => entry.connect_failures += sample.value,
-            "envoy_cluster_upstream_cx_active" => entry.active += sample.value,
-            "envoy_cluster_ssl_handshake" => entry.handshakes += sample.value,
-            "envoy_cluster_upstream_rq_time_bucket" => {
-                let bound: f64 = sample.label("le").parse().unwrap_or(f64::INFINITY);
-                // Of several pods: cumulative counts of one bound add up.
-                match entry.buckets.iter_mut().find(|(known, _)| known.total_cmp(&bound).is_eq()) {
-                    Some((_, count)) => *count += sample.value,
-                    None => entry.buckets.push((bound, sample.value)),
-                }
-            }
-            _ => {}
-        }
-    }
-    clusters.into_iter().filter_map(|(name, cluster)| edge(from, name, &cluster)).collect()
-}
-
-/// Mesh services alone: `namespace/service|port`. A sidecar's way to its own application ends in
-/// `|local`.
-fn edge(from: &str, name: &str, cluster: &Cluster) -> Option<Edge> {
-    let (service, port) = name.split_once('|')?;
-    let port = port.parse().ok()?;
-    let requests: f64 = cluster.requests.values().sum();
-    let http = requests > 0.0;
-    let failed: f64 = ["4", "5"].iter().filter_map(|class| cluster.requests.get(*class)).sum();
-    let (count, ok) = if http {
-        (requests, requests - failed)
-    } else {
-        (cluster.connections, cluster.connections - cluster.connect_failures)
-    };
-    (count > 0.0 && service.contains('/')).then(|| Edge {
-        from: from.to_owned(),
-        to: service.to_owned(),
-        port,
-        protocol: if http { "http" } else { "tcp" },
-        count: whole(count),
-        ok: whole(ok),
-        rps: None,
-        recent: whole(count),
-        share: None,
-        p50_ms: median(&cluster.buckets),
-        // A connection that is being made counts before its handshake does.
-        mtls: cluster.handshakes > 0.0
-            && cluster.handshakes + cluster.connect_failures + cluster.active >= cluster.connections,
-    })
-}
-
-/// Fills in each edge's share of its split: `splits` are the backends of each TrafficSplit, as
-/// `namespace/service`.
-pub(super) fn add_shares(edges: &mut [Edge], splits: &[Vec<String>]) {
-    for backends in splits {
-        let mut totals: BTreeMap<String, u64> = BTreeMap::new();
-        for edge in edges.iter().filter(|edge| backends.contains(&edge.to)) {
-            *totals.entry(edge.from.clone()).or_default() += edge.recent;
-        }
-        for edge in edges.iter_mut().filter(|edge| backends.contains(&edge.to)) {
-            edge.share = totals.get(&edge.from).map(|total| ratio(edge.recent, *total));
-        }
-    }
 }
 
 /// The bookstore's expected picture, by what its applications counted since the mesh stood.
@@ -270,24 +142,6 @@ fn difference(base: Option<&Counts>, now: &Counts) -> Counts {
     }
 }
 
-/// What a counter grew by; one that fell began anew with its process.
-fn grown(base: u64, now: u64) -> u64 {
-    now.checked_sub(base).unwrap_or(now)
-}
-
-/// Takes off what was counted before the mesh stood.
-pub(super) fn edges_since(base: &[Edge], edges: &mut Vec<Edge>) {
-    for edge in edges.iter_mut() {
-        let same = |other: &&Edge| (&other.from, &other.to, other.port) == (&edge.from, &edge.to, edge.port);
-        if let Some(before) = base.iter().find(same) {
-            edge.count = grown(before.count, edge.count);
-            edge.ok = grown(before.ok, edge.ok);
-            edge.recent = edge.count;
-        }
-    }
-    edges.retain(|edge| edge.count > 0);
-}
-
 /// Four standard deviations of a fair coin's share; never so much that one side may get nothing.
 fn tolerance(count: u64) -> f64 {
     #[expect(clippy::cast_precision_loss, reason = "counts of a demo are small")]
@@ -295,74 +149,9 @@ fn tolerance(count: u64) -> f64 {
     (4.0 * deviation).min(0.49)
 }
 
-fn ratio(part: u64, whole: u64) -> f64 {
-    #[expect(clippy::cast_precision_loss, reason = "counts of a demo are small")]
-    let ratio = part as f64 / whole.max(1) as f64;
-    ratio
-}
-
-fn whole(value: f64) -> u64 {
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "counters are whole and not negative")]
-    let whole = value as u64;
-    whole
-}
-
-/// The median by linear interpolation within its bucket, as Prometheus' `histogram_quantile`.
-fn median(buckets: &[(f64, f64)]) -> Option<f64> {
-    let mut buckets = buckets.to_vec();
-    buckets.sort_by(|a, b| a.0.total_cmp(&b.0));
-    let total = buckets.last()?.1;
-    if total <= 0.0 {
-        return None;
-    }
-    let half = total / 2.0;
-    let (mut lower, mut before) = (0.0, 0.0);
-    for (upper, count) in buckets {
-        if count >= half {
-            let within = if count > before { (half - before) / (count - before) } else { 1.0 };
-            return Some(if upper.is_finite() { lower + (upper - lower) * within } else { lower });
-        }
-        (lower, before) = (upper, count);
-    }
-    None
-}
-
 #[cfg(test)]
 mod tests {
-    use super::super::prometheus::parse;
     use super::*;
-
-    #[test]
-    fn a_sidecars_metrics_become_edges_to_mesh_services() {
-        let text = r#"
-envoy_cluster_upstream_rq_xx{envoy_response_code_class="2",envoy_cluster_name="bookstore/bookstore-v1|14001"} 29
-envoy_cluster_upstream_rq_xx{envoy_response_code_class="5",envoy_cluster_name="bookstore/bookstore-v1|14001"} 1
-envoy_cluster_upstream_cx_total{envoy_cluster_name="bookstore/bookstore-v1|14001"} 2
-envoy_cluster_ssl_handshake{envoy_cluster_name="bookstore/bookstore-v1|14001"} 2
-envoy_cluster_upstream_rq_time_bucket{envoy_cluster_name="bookstore/bookstore-v1|14001",le="1"} 0
-envoy_cluster_upstream_rq_time_bucket{envoy_cluster_name="bookstore/bookstore-v1|14001",le="5"} 20
-envoy_cluster_upstream_rq_time_bucket{envoy_cluster_name="bookstore/bookstore-v1|14001",le="+Inf"} 30
-envoy_cluster_upstream_rq_xx{envoy_response_code_class="2",envoy_cluster_name="bookstore/bookstore-v2|14001"} 10
-envoy_cluster_upstream_rq_xx{envoy_response_code_class="2",envoy_cluster_name="bookbuyer/bookbuyer|14001|local"} 10
-envoy_cluster_upstream_cx_total{envoy_cluster_name="db/bookdb|3306"} 4
-envoy_cluster_upstream_cx_total{envoy_cluster_name="osm-controller"} 1
-"#;
-        let mut edges = edges("bookbuyer/bookbuyer", &parse(text));
-        add_shares(&mut edges, &[vec!["bookstore/bookstore-v1".into(), "bookstore/bookstore-v2".into()]]);
-        let to: Vec<_> = edges.iter().map(|edge| (edge.to.as_str(), edge.protocol, edge.count, edge.ok)).collect();
-        assert_eq!(
-            to,
-            [
-                ("bookstore/bookstore-v1", "http", 30, 29),
-                ("bookstore/bookstore-v2", "http", 10, 10),
-                ("db/bookdb", "tcp", 4, 4),
-            ]
-        );
-        assert_eq!((edges[0].share, edges[1].share, edges[2].share), (Some(0.75), Some(0.25), None));
-        assert!(edges[0].mtls && !edges[2].mtls);
-        let p50 = edges[0].p50_ms.expect("a median");
-        assert!((p50 - 4.0).abs() < 0.01, "{p50}");
-    }
 
     fn counts(app: &str, ok: &[(&str, u64)], failed: &[(&str, u64)]) -> Counts {
         let sum = |pairs: &[(&str, u64)]| pairs.iter().map(|(_, count)| count).sum::<u64>();
@@ -422,10 +211,5 @@ envoy_cluster_upstream_cx_total{envoy_cluster_name="osm-controller"} 1
         // A restarted application counts from zero.
         add(&mut base, &counts("bookthief", &[], &[("403", 1000)]));
         assert_eq!(since(&base, &now)["bookthief"].failed, 100);
-
-        let edge = |count, ok| Edge { from: "a".into(), to: "b".into(), count, ok, recent: count, ..Edge::default() };
-        let mut edges = vec![edge(30, 28), Edge { to: "c".into(), ..edge(5, 5) }];
-        edges_since(&[edge(10, 8), Edge { to: "c".into(), ..edge(5, 5) }], &mut edges);
-        assert_eq!(edges, [edge(20, 20)]);
     }
 }

@@ -12,7 +12,7 @@ use super::super::labels::{INJECTION, PROXY_IMAGE, PROXY_UUID, SIDECAR};
 use super::super::proxy::ADMIN;
 use super::Outcome;
 use super::control_plane::{argument, trouble};
-use crate::demo::prometheus;
+use crate::traffic::prometheus;
 
 /// A pod and its namespace.
 pub(super) type Member<'a> = (&'a Namespace, Pod);
