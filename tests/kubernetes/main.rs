@@ -3,7 +3,9 @@
 //! `cargo test -p oxmesh-tests --test kubernetes -- NAME` runs those whose name holds NAME. The cluster is that of
 //! `tests/cluster`, or the one of KUBECONFIG (`oxmesh_tests::cluster`). What can't run is listed as SKIPPED with the reason.
 
+mod book;
 mod bookstore;
+mod commands;
 mod control_plane;
 mod faults;
 mod identity;
@@ -25,6 +27,8 @@ fn main() {
     let arguments = Arguments::from_args();
     let missing = cluster_missing();
     let mut trials = Vec::new();
+    book::trials(&mut trials, missing.as_deref());
+    commands::trials(&mut trials, missing.as_deref());
     bookstore::trials(&mut trials, missing.as_deref());
     control_plane::trials(&mut trials);
     faults::trials(&mut trials, missing.as_deref());
