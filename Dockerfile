@@ -1,4 +1,4 @@
-# One build, three small final images: `--target proxy`, `controller`, `init` (docs/images.md).
+# One build, four small final images: `--target proxy`, `controller`, `init`, `app` (docs/images.md).
 # Other bases, for instance local ones, by build arguments: BUILDER needs Rust, a C compiler and make; BASE the C library and
 # libgcc_s; INIT_BASE iptables, or Debian's package manager to install it.
 ARG BUILDER=docker.io/library/rust:1-bookworm
@@ -12,8 +12,8 @@ WORKDIR /src
 COPY . .
 # Line tables, which the release profile keeps for profilers, are half of each program; names in backtraces stay.
 # /state becomes the controller's state folder: its base has no shell to make one.
-RUN cargo build --locked --profile "$PROFILE" --target-dir /build -p oxmesh-proxy -p oxmesh-controller -p oxmesh-iptables-init --bins \
- && install -D -t /out /build/*/oxmesh-proxy /build/*/oxmesh-controller /build/*/oxmesh-iptables-init \
+RUN cargo build --locked --profile "$PROFILE" --target-dir /build -p oxmesh-proxy -p oxmesh-controller -p oxmesh-iptables-init -p oxmesh --bins \
+ && install -D -t /out /build/*/oxmesh-proxy /build/*/oxmesh-controller /build/*/oxmesh-iptables-init /build/*/oxmesh \
  && strip --strip-debug /out/* \
  && install -d /out/proxy \
  && mv /out/oxmesh-proxy /out/proxy/ \
@@ -43,3 +43,9 @@ COPY --from=build /out/oxmesh-iptables-init /usr/local/bin/oxmesh-iptables-init
 # Programming the rules takes root with NET_ADMIN; it ends before the pod's programs start.
 USER 0:0
 ENTRYPOINT ["/usr/local/bin/oxmesh-iptables-init"]
+
+# The demo's applications, for trying the mesh out; they stand in the program of the command line.
+FROM ${BASE} AS app
+COPY --from=build /out/oxmesh /usr/local/bin/oxmesh
+USER 1000:1000
+ENTRYPOINT ["/usr/local/bin/oxmesh"]

@@ -155,17 +155,15 @@ async fn namespaces(cluster: &'static Cluster) -> Result<()> {
     refused(&mesh, &["namespace", "add", "there-is-none"], "kubectl create namespace there-is-none").await
 }
 
-/// Makes pods until the control plane has heard of a change of their namespace.
+/// Makes pods until the control plane has heard of a change of their namespace, and the API server of the control plane.
 async fn followed(cluster: &Cluster, ns: &Namespace, name: &str, good: impl Fn(&Value) -> bool) -> Result<Value> {
-    let mut tries = 0..50;
-    loop {
-        let number = tries.next().with_context(|| format!("no pod {name} was as it should be"))?;
-        let made = pod(cluster, ns, &format!("{name}-{number}")).await?;
-        if good(&made) {
-            return Ok(made);
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+    let number = std::cell::Cell::new(0);
+    eventually(&format!("a pod {name} is as it should be"), LIMIT, || async {
+        let made = pod(cluster, ns, &format!("{name}-{}", number.replace(number.get() + 1))).await?;
+        ensure!(good(&made), "{made}");
+        Ok(made)
+    })
+    .await
 }
 
 async fn sidecars(cluster: &'static Cluster, data_plane: DataPlane) -> Result<()> {

@@ -14,6 +14,7 @@ mod node;
 mod permissions;
 mod steady;
 mod traffic;
+mod table;
 
 use anyhow::Result;
 use libtest_mimic::{Arguments, Trial};
@@ -38,6 +39,10 @@ fn main() {
     permissions::trials(&mut trials, missing.as_deref());
     traffic::trials(&mut trials, missing.as_deref());
     libtest_mimic::run(&arguments, trials).exit();
+    table::trials(&mut trials);
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    table::write();
+    conclusion.exit();
 }
 
 /// Held for reading by scenarios that want the control plane to be there, for writing by those that take it away.

@@ -1,12 +1,12 @@
 #!/bin/bash
-# The three images of the Dockerfile (docs/images.md).
-#   dockerfile.sh        builds oxmesh/proxy, oxmesh/controller, oxmesh/init with docker, podman or buildah; BUILDER, BASE, INIT_BASE
+# The four images of the Dockerfile (docs/images.md).
+#   dockerfile.sh        builds oxmesh/proxy, oxmesh/controller, oxmesh/init, oxmesh/app with docker, podman or buildah; BUILDER, BASE, INIT_BASE
 #                   and PROFILE in the environment become build arguments (see the Dockerfile)
 #   dockerfile.sh check  proves the Dockerfile where no registry is reachable: makes local bases from Debian packages, builds from
 #                   them, starts each program in its image, prints sizes, removes everything
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-targets=(proxy controller init)
+targets=(proxy controller init app)
 
 die() { echo "$*" >&2; exit 1; }
 
@@ -97,6 +97,7 @@ check() {
     b push --quiet "localhost/$i" "oci:$work/oci-$i"
     printf '%-12s%6.1f MB\n' "$i" "$(du -sb "$work/oci-$i/blobs" | awk '{print $1 / 1e6}')"
   done
+  [[ $(du -sb "$work/oci-proxy/blobs" | cut -f1) -le 25000000 || ${PROFILE:-release} != release ]] || die "FAILED: the proxy image is larger than 25 MB"
 }
 
 # -- in a network namespace of its own, with the images built
@@ -156,6 +157,11 @@ prove() {
   done
   expect "beyond its base, proxy holds" usr/local/bin/oxmesh-proxy "$(added proxy base)"
   expect "beyond its base, controller holds" "usr/local/bin/oxmesh-controller var/lib/oxmesh/" "$(added controller base)"
+
+  c=$(b from localhost/app)
+  expect "app starts by the image's entry point" "oxmesh $version" "$(b run --isolation chroot "$c" -- /usr/local/bin/oxmesh --version)"
+  expect "the demo's command is found in app" "Run one of the bookstore's applications" "$(b run --isolation chroot "$c" -- oxmesh app --help | head -1)"
+  expect "beyond its base, app holds" usr/local/bin/oxmesh "$(added app base)"
 
   mkdir "$work/etc"
   cp -r demo "$work/etc/"
