@@ -25,6 +25,6 @@ broken=$(grep -hoE '[0-9]+ failed' "$log" | awk '{n += $1} END {print n + 0}')
 skipped=$(grep -hcE '^test .*SKIPPED: ' "$log")
 echo
 echo "== summary"
-grep -hE '^test .*SKIPPED: ' "$log" | sed -E 's/^test /  /; s/ \.\.\. ignored$//' || true
+grep -hE '^test .*SKIPPED: ' "$log" | sed -E 's/^test /  /; s/ +\.\.\. ignored$//' || true
 echo "$passed passed, $broken failed, $skipped skipped"
 exit $failed

@@ -29,6 +29,9 @@ pub struct Edge {
     pub open: u64,
     /// What became of calls that are not ok: `3 answered 5xx, 1 not connected`; empty when all are.
     pub why: String,
+    /// The same as counts: answered 5xx, answered 4xx, not connected.
+    #[serde(skip)]
+    pub failures: [u64; 3],
     /// Calls per second in the last ten seconds.
     pub rps: Option<f64>,
     /// Calls that rate and share are made of.
@@ -111,6 +114,8 @@ fn edge(from: &str, name: &str, cluster: &Cluster) -> Option<Edge> {
     } else {
         (cluster.connections, cluster.connections - cluster.connect_failures)
     };
+    let class = |class: &str| whole(cluster.requests.get(class).copied().unwrap_or(0.0));
+    let failures = [class("5"), class("4"), whole(cluster.connect_failures)];
     (count > 0.0 && service.contains('/')).then(|| Edge {
         from: from.to_owned(),
         to: service.to_owned(),
@@ -119,7 +124,8 @@ fn edge(from: &str, name: &str, cluster: &Cluster) -> Option<Edge> {
         count: whole(count),
         ok: whole(ok),
         open: whole(cluster.active),
-        why: why(cluster),
+        why: why(&failures),
+        failures,
         rps: None,
         recent: whole(count),
         share: None,
@@ -130,11 +136,9 @@ fn edge(from: &str, name: &str, cluster: &Cluster) -> Option<Edge> {
     })
 }
 
-fn why(cluster: &Cluster) -> String {
-    let class = |class: &str| cluster.requests.get(class).copied().unwrap_or(0.0);
-    let kinds =
-        [(class("5"), "answered 5xx"), (class("4"), "answered 4xx"), (cluster.connect_failures, "not connected")];
-    let words = kinds.iter().filter(|(count, _)| *count > 0.0).map(|(count, words)| format!("{count:.0} {words}"));
+fn why(failures: &[u64; 3]) -> String {
+    let kinds = failures.iter().zip(["answered 5xx", "answered 4xx", "not connected"]);
+    let words = kinds.filter(|(count, _)| **count > 0).map(|(count, words)| format!("{count} {words}"));
     words.collect::<Vec<_>>().join(", ")
 }
 
@@ -214,6 +218,10 @@ pub(crate) fn edges_since(base: &[Edge], edges: &mut Vec<Edge>) {
             edge.count = grown(before.count, edge.count);
             edge.ok = grown(before.ok, edge.ok);
             edge.recent = edge.count;
+            for (now, before) in edge.failures.iter_mut().zip(before.failures) {
+                *now = grown(before, *now);
+            }
+            edge.why = why(&edge.failures);
         }
     }
     edges.retain(|edge| edge.count > 0);
@@ -298,6 +306,10 @@ envoy_cluster_upstream_cx_total{envoy_cluster_name="osm-controller"} 1
         let mut edges = vec![edge(30, 28), Edge { to: "c".into(), ..edge(5, 5) }];
         edges_since(&[edge(10, 8), Edge { to: "c".into(), ..edge(5, 5) }], &mut edges);
         assert_eq!(edges, [edge(20, 20)]);
+        let failed = |count, failures| Edge { why: why(&failures), failures, ..edge(count, 0) };
+        let mut edges = vec![failed(30, [4, 0, 3])];
+        edges_since(&[failed(10, [4, 0, 1])], &mut edges);
+        assert_eq!(edges[0].why, "2 not connected");
     }
 
     #[test]
