@@ -67,8 +67,9 @@ pub(crate) async fn run(
     };
     info!(?settings, "the injector reviews pods");
     let (issuer, metrics) = (Arc::clone(&shared.issuer), Arc::clone(&shared.metrics));
-    let injector = Injector::new(settings, issuer, metrics, snapshots, client).telling(Arc::clone(&shared.readiness));
-    let injector = Arc::new(injector);
+    let leader = shared.leader.subscribe();
+    let injector = Injector::new(settings, issuer, metrics, snapshots, leader, client);
+    let injector = Arc::new(injector.telling(Arc::clone(&shared.readiness)));
     shared.readiness.done(Part::Injector);
     serve(listener, injector, tls, stop).await;
     shared.readiness.wait(Part::Injector, "new pods are reviewed no longer");

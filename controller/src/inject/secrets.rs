@@ -1,21 +1,23 @@
 //! The Secret with an Envoy's bootstrap: made when the pod is admitted, owned by the pod once that is there, removed if
 //! it never comes.
 //!
-//! Private keys are written and never read back: what is listed here is metadata alone.
+//! Secrets are never read, nor listed: their names follow from the pods. Until the pod is there, what makes the pod
+//! (a ReplicaSet, a Job) owns its Secret, so that none outlives both.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{Pod, Secret};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions};
-use kube::core::PartialObjectMeta;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client, ResourceExt as _};
+use parking_lot::Mutex;
 use serde_json::json;
+use tokio::time::Instant;
 use tracing::{info, warn};
 
+use super::guard::is_uuid;
 use super::webhook::Injector;
 use super::{Injection, PROXY_UUID_LABEL, containers};
 use crate::api::Objects;
@@ -31,6 +33,35 @@ pub(super) enum SecretError {
     Create { name: String, source: Box<kube::Error> },
 }
 
+/// The Secrets that this replica made and whose pods have not been seen yet.
+#[derive(Debug, Default)]
+pub(super) struct Made(Mutex<BTreeMap<String, Waiting>>);
+
+#[derive(Debug, Clone)]
+struct Waiting {
+    namespace: String,
+    since: Instant,
+}
+
+impl Made {
+    fn add(&self, uuid: &str, namespace: &str) {
+        let waiting = Waiting { namespace: namespace.to_owned(), since: Instant::now() };
+        self.0.lock().insert(uuid.to_owned(), waiting);
+    }
+
+    /// Those whose pods should long be there, by uuid with their namespaces; forgets those whose pods are.
+    fn overdue(&self, seen: &BTreeMap<&str, &Pod>, now: Instant) -> Vec<(String, String)> {
+        let mut made = self.0.lock();
+        made.retain(|uuid, _| !seen.contains_key(uuid.as_str()));
+        let old = made.iter().filter(|(_, waiting)| now.duration_since(waiting.since) > ORPHAN_AGE);
+        old.map(|(uuid, waiting)| (uuid.clone(), waiting.namespace.clone())).collect()
+    }
+
+    fn forget(&self, uuid: &str) {
+        self.0.lock().remove(uuid);
+    }
+}
+
 /// Makes the Secret of a pod that is being created.
 pub(super) async fn create(
     client: &Client,
@@ -38,11 +69,14 @@ pub(super) async fn create(
     uuid: &str,
     issuer: &Issuer,
     settings: &super::Settings,
+    made: &Made,
 ) -> Result<(), SecretError> {
     let secret = secret(injection, uuid, issuer, settings)?;
     let api: Api<Secret> = Api::namespaced(client.clone(), &injection.identity.namespace);
-    let made = api.create(&PostParams::default(), &secret).await;
-    made.map(drop).map_err(|source| SecretError::Create { name: secret.name_any(), source: Box::new(source) })
+    // Before the call: one whose answer is lost may have been made all the same.
+    made.add(uuid, &injection.identity.namespace);
+    let outcome = api.create(&PostParams::default(), &secret).await;
+    outcome.map(drop).map_err(|source| SecretError::Create { name: secret.name_any(), source: Box::new(source) })
 }
 
 fn secret(
@@ -62,6 +96,7 @@ fn secret(
                 (MESH_LABEL.to_owned(), settings.mesh_name.clone()),
                 (PROXY_UUID_LABEL.to_owned(), uuid.to_owned()),
             ])),
+            owner_references: maker(&injection.pod).map(|owner| vec![owner]),
             ..ObjectMeta::default()
         },
         data: Some(files.into_iter().map(|(name, text, _)| (name.to_owned(), ByteString(text.into_bytes()))).collect()),
@@ -69,109 +104,141 @@ fn secret(
     })
 }
 
+/// What makes the pod, as an owner of something else.
+fn maker(pod: &serde_json::Value) -> Option<OwnerReference> {
+    let owners = serde_json::from_value::<Vec<OwnerReference>>(pod.pointer("/metadata/ownerReferences")?.clone()).ok()?;
+    let maker = owners.into_iter().find(|owner| owner.controller == Some(true))?;
+    // To hold up its deletion would need a right of our own on its kind.
+    Some(OwnerReference { controller: None, block_owner_deletion: None, ..maker })
+}
+
 /// Looks after the Secrets for ever.
 pub(super) async fn look_after(client: Client, injector: &Injector) {
+    let mut settled = BTreeSet::new();
     loop {
         tokio::time::sleep(PERIOD).await;
         let Some(snapshot) = injector.snapshot() else { continue };
-        if let Err(error) = look(&client, &injector.settings().mesh_name, &snapshot.objects).await {
-            warn!(%error, "the Secrets of sidecars can't be looked after for a moment");
+        let pods = pods(&snapshot.objects);
+        if injector.is_leader() {
+            settled.retain(|uuid: &String| pods.contains_key(uuid.as_str()));
+            own(&client, &pods, &mut settled).await;
+        } else {
+            settled.clear();
+        }
+        remove_orphans(&client, injector.made(), &pods).await;
+    }
+}
+
+/// Pods with a sidecar, by uuid.
+fn pods(objects: &Objects) -> BTreeMap<&str, &Pod> {
+    let pods = objects.pods.values().filter_map(|pod| {
+        let uuid = pod.metadata.labels.as_ref()?.get(PROXY_UUID_LABEL)?;
+        is_uuid(uuid).then_some((uuid.as_str(), &**pod))
+    });
+    pods.collect()
+}
+
+/// Gives each pod its Secret, once. Those of our own proxy have none.
+async fn own(client: &Client, pods: &BTreeMap<&str, &Pod>, settled: &mut BTreeSet<String>) {
+    for (uuid, pod) in pods {
+        if settled.contains(*uuid) {
+            continue;
+        }
+        let (Some(namespace), Some(owner)) = (&pod.metadata.namespace, owner(pod)) else { continue };
+        let api: Api<Secret> = Api::namespaced(client.clone(), namespace);
+        let name = containers::secret_name(uuid);
+        match api.patch_metadata(&name, &PatchParams::default(), &Patch::Merge(owner)).await {
+            Ok(_) => {}
+            Err(kube::Error::Api(status)) if status.code == 404 => {}
+            Err(error) => {
+                warn!(%error, secret = name, %namespace, "a Secret can't be given to its pod for a moment");
+                continue;
+            }
+        }
+        settled.insert((*uuid).to_owned());
+    }
+}
+
+fn owner(pod: &Pod) -> Option<serde_json::Value> {
+    let (name, uid) = (pod.metadata.name.as_ref()?, pod.metadata.uid.as_ref()?);
+    Some(json!({ "metadata": { "ownerReferences": [{ "apiVersion": "v1", "kind": "Pod", "name": name, "uid": uid }] } }))
+}
+
+/// Removes what this replica made for pods that never came. The API server has the last word about that.
+async fn remove_orphans(client: &Client, made: &Made, pods: &BTreeMap<&str, &Pod>) {
+    for (uuid, namespace) in made.overdue(pods, Instant::now()) {
+        let name = containers::secret_name(&uuid);
+        match remove(client, &namespace, &uuid, &name).await {
+            Ok(()) => made.forget(&uuid),
+            Err(error) => warn!(%error, secret = name, %namespace, "a Secret whose pod never came can't be removed yet"),
         }
     }
 }
 
-async fn look(client: &Client, mesh: &str, objects: &Objects) -> kube::Result<()> {
-    let all: Api<Secret> = Api::all(client.clone());
-    let list =
-        all.list_metadata(&ListParams::default().labels(&format!("{MESH_LABEL}={mesh},{PROXY_UUID_LABEL}"))).await?;
-    for secret in list.items.iter().filter(|secret| secret.owner_references().is_empty()) {
-        let namespace = secret.namespace().unwrap_or_default();
-        let api: Api<Secret> = Api::namespaced(client.clone(), &namespace);
-        let done = match step(secret, objects, std::time::SystemTime::now()) {
-            Step::Own(patch) => {
-                api.patch_metadata(&secret.name_any(), &PatchParams::default(), &Patch::Merge(patch)).await.map(drop)
-            }
-            Step::Delete => {
-                info!(secret = secret.name_any(), %namespace, "a Secret whose pod never came is removed");
-                let same = Preconditions { uid: secret.uid(), resource_version: secret.resource_version() };
-                api.delete(&secret.name_any(), &DeleteParams { preconditions: Some(same), ..DeleteParams::default() })
-                    .await
-                    .map(drop)
-            }
-            Step::Wait => Ok(()),
-        };
-        match done {
-            // Somebody else was faster: fine.
-            Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {}
-            other => other?,
-        }
+async fn remove(client: &Client, namespace: &str, uuid: &str, name: &str) -> kube::Result<()> {
+    let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
+    let its = ListParams::default().labels(&format!("{PROXY_UUID_LABEL}={uuid}")).limit(1);
+    if !pods.list_metadata(&its).await?.items.is_empty() {
+        return Ok(());
+    }
+    let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
+    match secrets.delete(name, &DeleteParams::default()).await {
+        Ok(_) => info!(secret = name, %namespace, "a Secret whose pod never came is removed"),
+        Err(kube::Error::Api(status)) if status.code == 404 => {}
+        Err(error) => return Err(error),
     }
     Ok(())
 }
 
-#[derive(Debug, PartialEq)]
-enum Step {
-    Own(serde_json::Value),
-    Delete,
-    Wait,
-}
-
-/// What is to be done with a Secret that nobody owns.
-fn step(secret: &PartialObjectMeta<Secret>, objects: &Objects, now: std::time::SystemTime) -> Step {
-    let uuid = secret.labels().get(PROXY_UUID_LABEL);
-    let namespace = secret.namespace().unwrap_or_default();
-    let is_its = |pod: &&Arc<Pod>| {
-        pod.metadata.namespace.as_ref() == Some(&namespace)
-            && pod.metadata.labels.as_ref().and_then(|labels| labels.get(PROXY_UUID_LABEL)) == uuid
-    };
-    if let Some(pod) = objects.pods.values().find(is_its) {
-        let Some(uid) = &pod.metadata.uid else { return Step::Wait };
-        let owner = json!({ "apiVersion": "v1", "kind": "Pod", "name": pod.metadata.name, "uid": uid });
-        return Step::Own(json!({ "metadata": {
-            "resourceVersion": secret.resource_version(),
-            "ownerReferences": [owner],
-        } }));
-    }
-    let made = secret.creation_timestamp().map(|time| time.0.as_second()).unwrap_or(i64::MAX);
-    let now = now.duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_secs();
-    let age = i64::try_from(now).unwrap_or(0).saturating_sub(made);
-    if age > ORPHAN_AGE { Step::Delete } else { Step::Wait }
-}
-
 /// Tells the Secrets of this mesh's sidecars.
 const MESH_LABEL: &str = "openservicemesh.io/osm-mesh-name";
-const PERIOD: Duration = Duration::from_secs(10);
-/// Seconds after which a pod that was admitted is there or never comes.
-const ORPHAN_AGE: i64 = 600;
+const PERIOD: Duration = Duration::from_secs(3);
+/// After this a pod that was admitted is there or never comes.
+const ORPHAN_AGE: Duration = Duration::from_secs(600);
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, UNIX_EPOCH};
-
     use super::*;
     use crate::api::Key;
 
-    #[test]
-    fn a_secret_is_given_to_its_pod_and_an_orphan_goes_when_it_is_old() {
-        let secret: PartialObjectMeta<Secret> = serde_json::from_value(json!({
-            "metadata": {"name": "envoy-bootstrap-config-u", "namespace": "shop", "resourceVersion": "5",
-                "creationTimestamp": "1970-01-01T00:16:40Z", "labels": {PROXY_UUID_LABEL: "u"}},
-        }))
-        .unwrap();
-        let at = |seconds: u64| UNIX_EPOCH + Duration::from_secs(1000 + seconds);
+    const UUID: &str = "8281f730-d0ba-475c-8fa8-4e0dae2b5051";
+
+    fn objects(namespace: &str, uuid: &str) -> Objects {
+        let pod = serde_json::from_value(json!({
+            "metadata": {"name": "a", "namespace": namespace, "uid": "1", "labels": {PROXY_UUID_LABEL: uuid}}
+        }));
         let mut objects = Objects::default();
-        assert_eq!(step(&secret, &objects, at(60)), Step::Wait);
-        assert_eq!(step(&secret, &objects, at(601)), Step::Delete);
-        let mut pod: Pod = serde_json::from_value(json!({
-            "metadata": {"name": "a", "namespace": "elsewhere", "uid": "1", "labels": {PROXY_UUID_LABEL: "u"}}
-        }))
-        .unwrap();
-        objects.pods.insert(Key::new("elsewhere", "a"), pod.clone().into());
-        assert_eq!(step(&secret, &objects, at(601)), Step::Delete, "another namespace's pod owns nothing here");
-        pod.metadata.namespace = Some("shop".into());
-        objects.pods.insert(Key::new("shop", "a"), pod.into());
-        let Step::Own(patch) = step(&secret, &objects, at(601)) else { panic!("not given to its pod") };
-        assert_eq!(patch["metadata"]["ownerReferences"][0]["uid"], "1");
-        assert_eq!(patch["metadata"]["resourceVersion"], "5");
+        objects.pods.insert(Key::new(namespace, "a"), pod.unwrap());
+        objects
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_secret_is_overdue_when_its_pod_has_not_come_in_ten_minutes() {
+        let made = Made::default();
+        made.add(UUID, "shop");
+        let (none, with) = (Objects::default(), objects("shop", UUID));
+        tokio::time::advance(Duration::from_secs(599)).await;
+        assert!(made.overdue(&pods(&none), Instant::now()).is_empty());
+        tokio::time::advance(Duration::from_secs(2)).await;
+        assert_eq!(made.overdue(&pods(&none), Instant::now()), [(UUID.to_owned(), "shop".to_owned())]);
+        assert!(made.overdue(&pods(&with), Instant::now()).is_empty());
+        assert!(made.overdue(&pods(&none), Instant::now()).is_empty(), "what had a pod once is the pod's to take along");
+    }
+
+    #[test]
+    fn a_pod_owns_its_secret_and_before_it_what_makes_the_pod() {
+        let with = objects("shop", UUID);
+        let pods = pods(&with);
+        assert_eq!(owner(pods[UUID]).unwrap()["metadata"]["ownerReferences"][0]["uid"], "1");
+        assert!(super::pods(&objects("shop", "../x")).is_empty(), "a label that is no uuid names no Secret");
+
+        let reference = |controller: bool| {
+            json!({"metadata": {"ownerReferences": [{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "web",
+                "uid": "7", "controller": controller, "blockOwnerDeletion": true}]}})
+        };
+        let made = serde_json::to_value(maker(&reference(true))).unwrap();
+        assert_eq!(made, json!({"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "web", "uid": "7"}));
+        assert_eq!(maker(&reference(false)), None);
+        assert_eq!(maker(&json!({"metadata": {}})), None);
     }
 }

@@ -1,7 +1,7 @@
 //! The admission webhook: a review in, a patch or a refusal with words out.
 //!
-//! Reads namespaces and MeshConfig from the last snapshot. Its one side effect, the Secret of an Envoy, is left out on a
-//! dry run. Whatever goes wrong here refuses the pod: none starts without the sidecar that it should have.
+//! Judges by the namespace as the API server has it now, and by the last snapshot's MeshConfig. Its one side effect, the
+//! Secret of an Envoy, is left out on a dry run. Whatever goes wrong here refuses the pod: none starts without the sidecar that it should have.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -15,9 +15,9 @@ use axum::routing::post;
 use axum::{Json, Router};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Namespace;
-use kube::Client;
 use kube::core::DynamicObject;
 use kube::core::admission::{AdmissionRequest, AdmissionResponse, AdmissionReview, Operation};
+use kube::{Api, Client};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -28,7 +28,7 @@ use tracing::{debug, info, warn};
 pub use super::certificate::InjectorTls;
 use super::guard::is_uuid;
 use super::{
-    DataPlane, Outcome, PROXY_UUID_LABEL, Request, Settings, Why, ca_bundle, decision, inject, secrets, server,
+    DataPlane, Outcome, PROXY_UUID_LABEL, Request, Settings, Why, ca_bundle, inject, secrets, server,
 };
 use crate::api::Key;
 use crate::identity::Issuer;
@@ -46,8 +46,10 @@ pub struct Injector {
     issuer: Arc<Issuer>,
     metrics: Arc<Metrics>,
     snapshots: Snapshots,
+    leader: watch::Receiver<bool>,
     client: Client,
     readiness: Arc<Readiness>,
+    made: secrets::Made,
 }
 
 impl std::fmt::Debug for Injector {
@@ -57,16 +59,19 @@ impl std::fmt::Debug for Injector {
 }
 
 impl Injector {
-    /// An injector that makes Secrets through `client`.
+    /// An injector that asks for namespaces and makes Secrets through `client`. `leader` tells whether this replica is the
+    /// one that writes what only one may.
     #[must_use]
     pub fn new(
         settings: Settings,
         issuer: Arc<Issuer>,
         metrics: Arc<Metrics>,
         snapshots: Snapshots,
+        leader: watch::Receiver<bool>,
         client: Client,
     ) -> Self {
-        Self { settings, issuer, metrics, snapshots, client, readiness: Arc::default() }
+        let (readiness, made) = (Arc::default(), secrets::Made::default());
+        Self { settings, issuer, metrics, snapshots, leader, client, readiness, made }
     }
 
     /// The same, telling here whether the API server trusts it.
@@ -91,24 +96,29 @@ impl Injector {
         self.issuer.ca().cert_pem().to_owned()
     }
 
-    /// The snapshot in which the namespace belongs to the mesh. The API server called, so it does, or did a moment ago:
-    /// a snapshot that doesn't have it yet is waited for.
-    async fn snapshot_with(&self, namespace: &str) -> Option<(Arc<Snapshot>, Arc<Namespace>)> {
-        let mut snapshots = self.snapshots.clone();
-        let mesh = &self.settings.mesh_name;
-        let find = |snapshot: &Option<Arc<Snapshot>>| {
-            let snapshot = snapshot.clone()?;
-            let found = snapshot.objects.namespaces.get(&Key::new("", namespace)).cloned()?;
-            Some((snapshot, found))
+    pub(super) fn is_leader(&self) -> bool {
+        *self.leader.borrow()
+    }
+
+    pub(super) fn made(&self) -> &secrets::Made {
+        &self.made
+    }
+
+    /// The namespace as it is now: `kubectl annotate` and a restart right after belong together. Where the API server
+    /// doesn't answer in time, the watch's last word counts, if there is one.
+    async fn namespace(&self, name: &str, snapshot: &Snapshot) -> Result<Arc<Namespace>, String> {
+        let api: Api<Namespace> = Api::all(self.client.clone());
+        let problem = match timeout(NAMESPACE_PATIENCE, api.get(name)).await {
+            Ok(Ok(namespace)) => return Ok(Arc::new(namespace)),
+            Ok(Err(kube::Error::Api(status))) if status.code == 404 => {
+                return Err(format!("namespace {name:?} is not there"));
+            }
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => format!("the API server did not answer within {NAMESPACE_PATIENCE:?}"),
         };
-        let is_monitored = |snapshot: &Option<Arc<Snapshot>>| {
-            find(snapshot).is_some_and(|(_, ns)| {
-                ns.metadata.labels.as_ref().is_some_and(|labels| labels.get(decision::MONITORED_BY) == Some(mesh))
-            })
-        };
-        // Neither an old snapshot nor the sender's end is an error: what there is decides.
-        let _ = timeout(SNAPSHOT_PATIENCE, snapshots.wait_for(is_monitored)).await;
-        find(&self.snapshots.borrow())
+        warn!(namespace = name, problem, "the namespace can't be read; what the watch said last counts");
+        let known = snapshot.objects.namespaces.get(&Key::new("", name)).cloned();
+        known.ok_or_else(|| format!("namespace {name:?} can't be read: {problem} (try again)"))
     }
 
     async fn review(&self, request: &AdmissionRequest<DynamicObject>, pod: &Value) -> AdmissionResponse {
@@ -119,10 +129,12 @@ impl Injector {
             self.metrics.count("oxmesh_injector_refused_count", &[]);
             AdmissionResponse::from(request).deny(format!("oxmesh injector: {words}"))
         };
-        let Some((snapshot, namespace)) = self.snapshot_with(&name).await else {
-            return refuse(format!(
-                "the control plane does not know namespace {name:?} yet; it may just have been made (try again)"
-            ));
+        let Some(snapshot) = self.snapshot() else {
+            return refuse("the control plane has not read the cluster's objects yet (try again)".to_owned());
+        };
+        let namespace = match self.namespace(&name, &snapshot).await {
+            Ok(namespace) => namespace,
+            Err(words) => return refuse(words),
         };
         let mesh_config = snapshot.objects.mesh_configs.get(&Key::new(&self.settings.osm_namespace, MESH_CONFIG));
         let bundle = self.trust_bundle();
@@ -149,9 +161,9 @@ impl Injector {
             Ok(Outcome::Already(_)) => response,
             Ok(Outcome::Injected(injection)) => {
                 if injection.data_plane == DataPlane::Envoy && !request.dry_run {
-                    let made =
-                        secrets::create(&self.client, &injection, &request.uid, &self.issuer, &self.settings).await;
-                    if let Err(error) = made {
+                    let (uuid, settings) = (&request.uid, &self.settings);
+                    let made = secrets::create(&self.client, &injection, uuid, &self.issuer, settings, &self.made);
+                    if let Err(error) = made.await {
                         return refuse(error.to_string());
                     }
                 }
@@ -286,7 +298,7 @@ fn read(
 /// Above what the API server can store as a pod.
 const MAX_REVIEW: usize = 2 << 20;
 const REVIEW_TIMEOUT: Duration = Duration::from_secs(10);
-const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(2);
+const NAMESPACE_PATIENCE: Duration = Duration::from_secs(1);
 const MIN_RENEWAL_PAUSE: Duration = Duration::from_millis(200);
 const MAX_RENEWAL_PAUSE: Duration = Duration::from_secs(5);
 

@@ -16,6 +16,7 @@ struct Server {
     address: std::net::SocketAddr,
     ca: Arc<Ca>,
     calls: Arc<Mutex<Vec<(String, String)>>>,
+    now: Now,
     metrics: Arc<Metrics>,
     snapshots: watch::Sender<Option<Arc<Snapshot>>>,
     tls: Arc<InjectorTls>,
@@ -29,13 +30,22 @@ impl Drop for Server {
     }
 }
 
+/// What the API server answers for the namespace `shop`: its status, and the object or words. None: never.
+type Now = Arc<Mutex<Option<(u16, Value)>>>;
+
+fn namespace() -> Value {
+    json!({"metadata": {"name": "shop", "labels": {"openservicemesh.io/monitored-by": "osm"},
+        "annotations": {"openservicemesh.io/sidecar-injection": "enabled"}}})
+}
+
 fn snapshot() -> Snapshot {
     let mut snapshot = Snapshot::default();
-    let namespace = serde_json::from_value(json!({"metadata": {"name": "shop",
-        "labels": {"openservicemesh.io/monitored-by": "osm"},
-        "annotations": {"openservicemesh.io/sidecar-injection": "enabled"}}}));
-    snapshot.objects.namespaces.insert(Key::new("", "shop"), namespace.unwrap());
+    snapshot.objects.namespaces.insert(Key::new("", "shop"), serde_json::from_value(namespace()).unwrap());
     snapshot
+}
+
+fn status(code: u16) -> Value {
+    json!({"kind": "Status", "status": "Failure", "message": "m", "reason": "r", "code": code})
 }
 
 async fn start(validity: Duration, data_plane: DataPlane) -> Server {
@@ -44,28 +54,42 @@ async fn start(validity: Duration, data_plane: DataPlane) -> Server {
     let issuer = Arc::new(Issuer::new(Arc::clone(&ca), Policy::new("cluster.local")));
     let calls: Arc<Mutex<Vec<(String, String)>>> = Arc::default();
     let record = Arc::clone(&calls);
+    let now: Now = Arc::new(Mutex::new(Some((200, namespace()))));
+    let answers = Arc::clone(&now);
     let service = tower::service_fn(move |request: axum::http::Request<kube::client::Body>| {
-        let record = Arc::clone(&record);
+        let (record, answers) = (Arc::clone(&record), Arc::clone(&answers));
         async move {
             let line = format!("{} {}", request.method(), request.uri().path());
             let body = request.into_body().collect_bytes().await.unwrap_or_default();
             let text = String::from_utf8_lossy(&body).into_owned();
-            let answer = if line.starts_with("POST") { text.clone() } else { "{}".to_owned() };
+            let (code, answer) = match line.as_str() {
+                "GET /api/v1/namespaces/shop" => {
+                    let answer = answers.lock().unwrap().clone();
+                    let Some((code, answer)) = answer else { return std::future::pending().await };
+                    (code, answer.to_string())
+                }
+                get if get.starts_with("GET /api/v1/namespaces/") => (404, status(404).to_string()),
+                post if post.starts_with("POST") => (200, text.clone()),
+                _ => (200, "{}".to_owned()),
+            };
             record.lock().unwrap().push((line, text));
-            Ok::<_, std::convert::Infallible>(axum::http::Response::new(kube::client::Body::from(answer.into_bytes())))
+            let mut response = axum::http::Response::new(kube::client::Body::from(answer.into_bytes()));
+            *response.status_mut() = StatusCode::from_u16(code).unwrap();
+            Ok::<_, std::convert::Infallible>(response)
         }
     });
     let (snapshots, receiver) = watch::channel(Some(Arc::new(snapshot())));
+    let no_leader = watch::channel(false).1;
     let metrics = Arc::new(Metrics::default());
     let tls = Arc::new(InjectorTls::new(Arc::clone(&issuer), "osm-system", validity).unwrap());
     let settings = Settings { data_plane, ..settings() };
     let client = Client::new(service, "default");
-    let injector = Arc::new(Injector::new(settings, issuer, Arc::clone(&metrics), receiver, client));
+    let injector = Arc::new(Injector::new(settings, issuer, Arc::clone(&metrics), receiver, no_leader, client));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let stop = CancellationToken::new();
     tokio::spawn(serve(listener, injector, Arc::clone(&tls), stop.clone()));
-    Server { address, ca, calls, metrics, snapshots, tls, stop, _dir: dir }
+    Server { address, ca, calls, now, metrics, snapshots, tls, stop, _dir: dir }
 }
 
 impl Server {
@@ -197,17 +221,42 @@ async fn a_pod_made_of_anothers_dump_is_refused() {
 }
 
 #[tokio::test]
-async fn a_namespace_that_was_just_made_is_waited_for() {
+async fn the_namespace_counts_as_it_is_now_not_as_the_watch_saw_it_last() {
     let server = start(Duration::from_secs(3600), DataPlane::Oxmesh).await;
-    server.snapshots.send_replace(Some(Arc::default()));
     let request = review(pod(), "shop", false);
-    let (response, ()) = tokio::join!(server.review(&request), async {
-        sleep(Duration::from_millis(300)).await;
+    let mut changed = namespace();
+    changed["metadata"]["annotations"]["oxmesh.io/data-plane"] = json!("envoy");
+    *server.now.lock().unwrap() = Some((200, changed.clone()));
+    assert!(server.review(&request).await["patch"].is_string());
+    assert_eq!(server.secrets_made().len(), 1, "an Envoy, as the annotation has said for a moment");
+    changed["metadata"]["annotations"]["openservicemesh.io/sidecar-injection"] = json!("disabled");
+    *server.now.lock().unwrap() = Some((200, changed));
+    let response = server.review(&request).await;
+    assert_eq!((&response["allowed"], response.get("patch")), (&json!(true), None));
+    // Just added: the watch has not shown it yet.
+    server.snapshots.send_replace(Some(Arc::default()));
+    *server.now.lock().unwrap() = Some((200, namespace()));
+    assert!(server.review(&request).await["patch"].is_string());
+}
+
+#[tokio::test]
+async fn when_the_api_server_does_not_tell_the_watch_counts_and_without_it_the_pod_is_refused() {
+    let server = start(Duration::from_secs(3600), DataPlane::Oxmesh).await;
+    let request = review(pod(), "shop", false);
+    for answer in [None, Some((500, status(500))), Some((403, status(403)))] {
         server.snapshots.send_replace(Some(Arc::new(snapshot())));
-    });
-    assert!(response["patch"].is_string(), "{response}");
-    let unknown = server.review(&review(pod(), "nowhere", false)).await;
-    assert_eq!(unknown["allowed"], false, "none starts without the sidecar that it may need");
+        *server.now.lock().unwrap() = answer.clone();
+        assert!(server.review(&request).await["patch"].is_string(), "{answer:?}");
+        server.snapshots.send_replace(Some(Arc::default()));
+        let refused = server.review(&request).await;
+        assert_eq!(refused["allowed"], false, "none starts without the sidecar that it may need");
+        let words = refused["status"]["message"].as_str().unwrap();
+        assert!(words.contains("namespace \"shop\" can't be read"), "{words}");
+    }
+    let gone = server.review(&review(pod(), "nowhere", false)).await;
+    assert!(gone["status"]["message"].as_str().unwrap().contains("is not there"), "{gone}");
+    server.snapshots.send_replace(None);
+    assert_eq!(server.review(&request).await["allowed"], false);
 }
 
 #[tokio::test]
