@@ -10,11 +10,12 @@ mod control_plane;
 mod faults;
 mod identity;
 mod images;
+mod injection;
 mod node;
 mod permissions;
 mod steady;
-mod traffic;
 mod table;
+mod traffic;
 
 use anyhow::Result;
 use libtest_mimic::{Arguments, Trial};
@@ -35,10 +36,10 @@ fn main() {
     faults::trials(&mut trials, missing.as_deref());
     identity::trials(&mut trials, missing.as_deref());
     images::trials(&mut trials, missing.as_deref());
+    injection::trials(&mut trials, missing.as_deref());
     node::trials(&mut trials, missing.as_deref());
     permissions::trials(&mut trials, missing.as_deref());
     traffic::trials(&mut trials, missing.as_deref());
-    libtest_mimic::run(&arguments, trials).exit();
     table::trials(&mut trials);
     let conclusion = libtest_mimic::run(&arguments, trials);
     table::write();

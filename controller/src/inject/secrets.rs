@@ -106,7 +106,8 @@ fn secret(
 
 /// What makes the pod, as an owner of something else.
 fn maker(pod: &serde_json::Value) -> Option<OwnerReference> {
-    let owners = serde_json::from_value::<Vec<OwnerReference>>(pod.pointer("/metadata/ownerReferences")?.clone()).ok()?;
+    let owners =
+        serde_json::from_value::<Vec<OwnerReference>>(pod.pointer("/metadata/ownerReferences")?.clone()).ok()?;
     let maker = owners.into_iter().find(|owner| owner.controller == Some(true))?;
     // To hold up its deletion would need a right of our own on its kind.
     Some(OwnerReference { controller: None, block_owner_deletion: None, ..maker })
@@ -161,7 +162,9 @@ async fn own(client: &Client, pods: &BTreeMap<&str, &Pod>, settled: &mut BTreeSe
 
 fn owner(pod: &Pod) -> Option<serde_json::Value> {
     let (name, uid) = (pod.metadata.name.as_ref()?, pod.metadata.uid.as_ref()?);
-    Some(json!({ "metadata": { "ownerReferences": [{ "apiVersion": "v1", "kind": "Pod", "name": name, "uid": uid }] } }))
+    Some(
+        json!({ "metadata": { "ownerReferences": [{ "apiVersion": "v1", "kind": "Pod", "name": name, "uid": uid }] } }),
+    )
 }
 
 /// Removes what this replica made for pods that never came. The API server has the last word about that.
@@ -170,7 +173,9 @@ async fn remove_orphans(client: &Client, made: &Made, pods: &BTreeMap<&str, &Pod
         let name = containers::secret_name(&uuid);
         match remove(client, &namespace, &uuid, &name).await {
             Ok(()) => made.forget(&uuid),
-            Err(error) => warn!(%error, secret = name, %namespace, "a Secret whose pod never came can't be removed yet"),
+            Err(error) => {
+                warn!(%error, secret = name, %namespace, "a Secret whose pod never came can't be removed yet")
+            }
         }
     }
 }
@@ -222,7 +227,10 @@ mod tests {
         tokio::time::advance(Duration::from_secs(2)).await;
         assert_eq!(made.overdue(&pods(&none), Instant::now()), [(UUID.to_owned(), "shop".to_owned())]);
         assert!(made.overdue(&pods(&with), Instant::now()).is_empty());
-        assert!(made.overdue(&pods(&none), Instant::now()).is_empty(), "what had a pod once is the pod's to take along");
+        assert!(
+            made.overdue(&pods(&none), Instant::now()).is_empty(),
+            "what had a pod once is the pod's to take along"
+        );
     }
 
     #[test]

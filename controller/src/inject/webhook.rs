@@ -27,9 +27,7 @@ use tracing::{debug, info, warn};
 
 pub use super::certificate::InjectorTls;
 use super::guard::is_uuid;
-use super::{
-    DataPlane, Outcome, PROXY_UUID_LABEL, Request, Settings, Why, ca_bundle, inject, secrets, server,
-};
+use super::{DataPlane, Outcome, PROXY_UUID_LABEL, Request, Settings, Why, ca_bundle, inject, secrets, server};
 use crate::api::Key;
 use crate::identity::Issuer;
 use crate::mesh::MESH_CONFIG;

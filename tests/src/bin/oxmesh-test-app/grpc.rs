@@ -3,9 +3,10 @@
 //! A call's messages are framed the same both ways, so the echo is the request's body with gRPC's trailers behind it.
 
 use anyhow::{Context, Result, ensure};
+use bytes::Bytes;
 use futures_util::stream;
 use http::{HeaderMap, HeaderValue, Response, uri::PathAndQuery};
-use http_body_util::{BodyExt, Empty};
+use http_body_util::{BodyExt, Empty, Full};
 use hyper::body::Incoming;
 use serde_json::json;
 use tonic::{Code, Request, client::Grpc, transport::Channel};
@@ -13,6 +14,8 @@ use tonic_prost::ProstCodec;
 
 use crate::Body;
 
+/// The call by which gRPC servers are asked for their health (grpc.health.v1).
+pub(crate) const HEALTH_CHECK: &str = "/grpc.health.v1.Health/Check";
 const UNARY: &str = "/test.Echo/Unary";
 const CHAT: &str = "/test.Echo/Chat";
 const FAIL: &str = "/test.Echo/Fail";
@@ -31,6 +34,17 @@ pub(crate) fn answer(path: &str, body: Incoming) -> Response<Body> {
             HeaderMap::from_iter([(http::HeaderName::from_static("grpc-status"), HeaderValue::from_static("0"))]);
         Response::new(body.with_trailers(std::future::ready(Some(Ok(trailers)))).boxed())
     };
+    response.headers_mut().insert(http::header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    response
+}
+
+/// One message `HealthCheckResponse`: the field `status` is SERVING (1) or NOT_SERVING (2).
+pub(crate) fn health(healthy: bool) -> Response<Body> {
+    let message = Bytes::from(vec![0, 0, 0, 0, 2, 0x08, if healthy { 1 } else { 2 }]);
+    let mut trailers = HeaderMap::new();
+    trailers.insert("grpc-status", HeaderValue::from_static("0"));
+    let body = Full::new(message).map_err(|never| match never {}).with_trailers(std::future::ready(Some(Ok(trailers))));
+    let mut response = Response::new(body.boxed());
     response.headers_mut().insert(http::header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     response
 }

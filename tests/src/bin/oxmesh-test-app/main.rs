@@ -22,11 +22,12 @@ use hyper_util::{
 };
 use serde_json::json;
 use tokio::{
-    io::AsyncWriteExt,
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt},
     net::{TcpListener, TcpStream},
     signal::unix::{SignalKind, signal},
-    sync::Mutex,
+    sync::{Mutex, watch},
 };
+use tokio_rustls::TlsAcceptor;
 
 #[derive(Parser)]
 struct Args {
@@ -66,12 +67,18 @@ struct ServeArgs {
     /// Ports of HTTP/1.1 and HTTP/2 (prior knowledge), which echo gRPC calls and WebSocket messages.
     #[arg(long)]
     http: Vec<u16>,
-    /// Ports that send back what they get.
+    /// The same by TLS, with a certificate that nobody knows.
+    #[arg(long)]
+    https: Vec<u16>,
+    /// Ports that send back what they get; closed while unhealthy.
     #[arg(long)]
     echo: Vec<u16>,
     /// Ports that speak first: the identity and a line end, then echo.
     #[arg(long)]
     banner: Vec<u16>,
+    /// Unhealthy until a request for `/health/on` comes.
+    #[arg(long)]
+    unhealthy: bool,
 }
 
 #[derive(clap::Args)]
@@ -102,28 +109,41 @@ async fn main() -> Result<()> {
     }
 }
 
+/// What all ports share.
+#[derive(Clone)]
+struct App {
+    identity: Arc<str>,
+    healthy: Arc<watch::Sender<bool>>,
+}
+
 async fn serve(args: ServeArgs) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let identity: Arc<str> = args.identity.into();
+    let app = App { identity: args.identity.into(), healthy: Arc::new(watch::Sender::new(!args.unhealthy)) };
     for port in args.http {
-        let listener = listen(port).await?;
-        let identity = identity.clone();
+        let (listener, app) = (listen(port).await?, app.clone());
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                tokio::spawn(serve_http(stream, identity.clone(), port));
+                tokio::spawn(serve_http(stream, app.clone(), port));
             }
         });
     }
-    for (ports, greeting) in [(args.echo, String::new()), (args.banner, format!("{identity}\n"))] {
+    for port in args.https {
+        let (listener, app, tls) = (listen(port).await?, app.clone(), tls()?);
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let (app, tls) = (app.clone(), tls.clone());
+                tokio::spawn(async move {
+                    if let Ok(stream) = tls.accept(stream).await {
+                        serve_http(stream, app, port).await;
+                    }
+                });
+            }
+        });
+    }
+    for (ports, greeting) in [(args.echo, String::new()), (args.banner, format!("{}\n", app.identity))] {
         for port in ports {
-            let listener = listen(port).await?;
-            let greeting = greeting.clone();
-            tokio::spawn(async move {
-                while let Ok((stream, _)) = listener.accept().await {
-                    tokio::spawn(echo(stream, greeting.clone()));
-                }
-            });
+            tokio::spawn(serve_raw(port, greeting.clone(), app.healthy.subscribe()));
         }
     }
     println!("ready");
@@ -132,6 +152,31 @@ async fn serve(args: ServeArgs) -> Result<()> {
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
     }
+}
+
+/// Listens while healthy.
+async fn serve_raw(port: u16, greeting: String, mut healthy: watch::Receiver<bool>) -> Result<()> {
+    loop {
+        healthy.wait_for(|healthy| *healthy).await?;
+        let listener = listen(port).await?;
+        loop {
+            tokio::select! {
+                accepted = listener.accept() => drop(tokio::spawn(echo(accepted?.0, greeting.clone()))),
+                _ = healthy.wait_for(|healthy| !*healthy) => break,
+            }
+        }
+    }
+}
+
+fn tls() -> Result<TlsAcceptor> {
+    let made = rcgen::generate_simple_self_signed(["app".to_owned()])?;
+    let key = rustls_pki_types::PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_no_client_auth()
+        .with_single_cert(vec![made.cert.der().clone()], key.into())?;
+    Ok(TlsAcceptor::from(Arc::new(config)))
 }
 
 /// Both families, as applications in containers do.
@@ -149,30 +194,34 @@ async fn echo(mut stream: TcpStream, greeting: String) -> std::io::Result<()> {
     write.shutdown().await
 }
 
-async fn serve_http(stream: TcpStream, identity: Arc<str>, port: u16) {
-    let service = hyper::service::service_fn(move |request| answer(request, identity.clone(), port));
+async fn serve_http(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, app: App, port: u16) {
+    let service = hyper::service::service_fn(move |request| answer(request, app.clone(), port));
     // A client that goes away is not the server's failure.
     let _ =
         auto::Builder::new(TokioExecutor::new()).serve_connection_with_upgrades(TokioIo::new(stream), service).await;
 }
 
-/// gRPC and WebSocket echo; of plain requests `/status/N` answers N, `/slow/MS` waits first, `/bytes/N` sends N bytes, all else tells what was asked.
-async fn answer(request: Request<Incoming>, identity: Arc<str>, port: u16) -> Result<Response<Body>, Infallible> {
+/// gRPC and WebSocket echo; of plain requests `/status/N` answers N, `/slow/MS` waits first, `/bytes/N` sends N bytes, all
+/// else tells what was asked. `/health` and gRPC's own `Check` tell the health, which `/health/on` and `/health/off` change;
+/// `/health/with/NAME` is well only if the request has that header.
+async fn answer(request: Request<Incoming>, app: App, port: u16) -> Result<Response<Body>, Infallible> {
     let mut response = if websocket::is_asked(request.headers()) {
         websocket::answer(request)
+    } else if request.uri().path() == grpc::HEALTH_CHECK {
+        grpc::health(*app.healthy.borrow())
     } else if grpc::is_call(request.headers()) {
         let (head, body) = request.into_parts();
         grpc::answer(head.uri.path(), body)
     } else {
-        plain(request, &identity, port).await.map(|body| body.map_err(|never| match never {}).boxed())
+        plain(request, &app, port).await.map(|body| body.map_err(|never| match never {}).boxed())
     };
-    if let Ok(value) = HeaderValue::from_str(&identity) {
+    if let Ok(value) = HeaderValue::from_str(&app.identity) {
         response.headers_mut().insert("identity", value);
     }
     Ok(response)
 }
 
-async fn plain(request: Request<Incoming>, identity: &str, port: u16) -> Response<Full<Bytes>> {
+async fn plain(request: Request<Incoming>, app: &App, port: u16) -> Response<Full<Bytes>> {
     let (head, body) = request.into_parts();
     let received = body.collect().await.map(|b| b.to_bytes().len()).unwrap_or(0);
     let path = head.uri.path();
@@ -185,12 +234,17 @@ async fn plain(request: Request<Incoming>, identity: &str, port: u16) -> Respons
         tokio::time::sleep(Duration::from_millis(millis as u64)).await;
     } else if let Some(size) = number("/bytes/") {
         content = Some(Bytes::from(vec![b'x'; size]));
+    } else if let Some(change @ ("on" | "off")) = path.strip_prefix("/health/") {
+        app.healthy.send_replace(change == "on");
+    } else if path.starts_with("/health") {
+        let has = path.strip_prefix("/health/with/").is_none_or(|name| head.headers.contains_key(name));
+        status = if has && *app.healthy.borrow() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     }
     let content = content.unwrap_or_else(|| {
         let headers: BTreeMap<_, _> =
             head.headers.iter().map(|(k, v)| (k.as_str(), String::from_utf8_lossy(v.as_bytes()))).collect();
         let told = json!({
-            "identity": identity, "port": port, "method": head.method.as_str(), "path": head.uri.to_string(),
+            "identity": *app.identity, "port": port, "method": head.method.as_str(), "path": head.uri.to_string(),
             "version": format!("{:?}", head.version), "headers": headers, "received": received,
         });
         Bytes::from(format!("{told}\n"))
