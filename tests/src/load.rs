@@ -13,6 +13,8 @@ pub struct Load {
     pub identity: BTreeMap<String, u64>,
     /// Requests without an answer.
     pub errors: BTreeMap<String, u64>,
+    /// What answers other than 200 said, and when.
+    pub words: BTreeMap<String, u64>,
 }
 
 impl Load {
@@ -26,7 +28,7 @@ impl Load {
             let entries = value[key].as_object().into_iter().flatten();
             entries.map(|(k, v)| (k.clone(), v.as_u64().unwrap_or(0))).collect()
         };
-        Ok(Self { status: map("status"), identity: map("identity"), errors: map("errors") })
+        Ok(Self { status: map("status"), identity: map("identity"), errors: map("errors"), words: map("words") })
     }
 
     /// Requests sent.

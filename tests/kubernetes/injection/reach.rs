@@ -20,6 +20,8 @@ pub(super) fn trials(trials: &mut Vec<Trial>, missing: Option<&str>) {
     scenario(trials, missing, stateful, stateful_set);
 }
 
+/// As `printf` takes it.
+const REQUEST: &str = "GET / HTTP/1.0\\r\\n\\r\\n";
 const CURL: [&str; 4] = ["curl", "-sS", "--max-time", "5"];
 
 fn client(name: &str, image: &str, annotations: &str) -> String {
@@ -96,7 +98,10 @@ async fn excluded_and_strangers(cluster: &'static Cluster) -> Result<()> {
     for (ns, pod) in [(&outside, "stranger"), (&ns, "opted-out")] {
         for address in &addresses {
             answered(ns, pod, &[&format!("http://{address}:8081/")]).await?;
-            for request in ["GET / HTTP/1.0\\r\\n\\r\\n", ""] {
+            // What asks in vain at the other port gets an answer at this one.
+            let open = raw(ns, pod, address, 8081, REQUEST).await?;
+            ensure!(open.contains("the-store"), "{open}");
+            for request in [REQUEST, ""] {
                 silent(ns, pod, address, request).await?;
             }
         }
@@ -126,11 +131,16 @@ async fn answered(ns: &Namespace, pod: &str, what: &[&str]) -> Result<()> {
 
 /// Connects, sends, and gets nothing at all back.
 async fn silent(ns: &Namespace, pod: &str, address: &str, request: &str) -> Result<()> {
-    let address = address.trim_matches(['[', ']']);
-    let script = format!("printf '{request}' | nc -w 2 {address} 8080 | cat | head -c 100; true");
-    let got = ns.exec(pod, ["sh", "-c", &script]).await?;
+    let got = raw(ns, pod, address, 8080, request).await?;
     ensure!(got.is_empty(), "{pod} got {got:?} from {address}");
     Ok(())
+}
+
+/// All that comes back on a connection within two seconds.
+async fn raw(ns: &Namespace, pod: &str, address: &str, port: u16, request: &str) -> Result<String> {
+    let address = address.trim_matches(['[', ']']);
+    let script = format!("(printf '{request}'; sleep 2) | nc -w 2 {address} {port}; true");
+    ns.exec(pod, ["sh", "-c", &script]).await
 }
 
 /// As they stand in URLs.
@@ -200,7 +210,7 @@ spec:
         let greeting = ns.exec("buyer", ["sh", "-c", &format!("sleep 1 | nc -w 3 {host} 7000")]).await?;
         ensure!(greeting.trim() == pod, "{greeting:?} from {host}:7000");
         for address in addresses(&ns, pod).await? {
-            silent(&outside, "stranger", &address, "GET / HTTP/1.0\\r\\n\\r\\n").await?;
+            silent(&outside, "stranger", &address, REQUEST).await?;
         }
     }
     ensure!(mesh.nacks().await? == 0);

@@ -6,6 +6,7 @@ mod websocket;
 use std::{
     collections::BTreeMap,
     convert::Infallible,
+    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -97,6 +98,9 @@ struct LoadArgs {
     /// `name: value`.
     #[arg(long)]
     header: Vec<String>,
+    /// Ends early when this file is there.
+    #[arg(long)]
+    until: Option<PathBuf>,
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -260,6 +264,8 @@ struct Seen {
     by_status: BTreeMap<String, u64>,
     by_identity: BTreeMap<String, u64>,
     errors: BTreeMap<String, u64>,
+    /// What answers other than 200 said.
+    words: BTreeMap<String, u64>,
 }
 
 async fn load(args: LoadArgs) -> Result<()> {
@@ -278,16 +284,21 @@ async fn load(args: LoadArgs) -> Result<()> {
     for index in 0..args.connections {
         let (seen, url, headers) = (seen.clone(), args.url.clone(), headers.clone());
         let offset = f64::from(index) / f64::from(args.rate);
-        let seconds = args.seconds;
+        let (seconds, until) = (args.seconds, args.until.clone());
         workers.push(tokio::spawn(async move {
             let mut client = None;
             let mut at = offset;
-            while at < seconds {
+            while at < seconds && !until.as_ref().is_some_and(|file| file.exists()) {
                 tokio::time::sleep_until((started + Duration::from_secs_f64(at)).into()).await;
                 let outcome = tokio::time::timeout(Duration::from_secs(20), one(&mut client, &url, &headers)).await;
                 let mut seen = seen.lock().await;
                 match outcome {
-                    Ok(Ok((status, identity))) => {
+                    Ok(Ok((status, identity, body))) => {
+                        if status != StatusCode::OK {
+                            let at = started.elapsed().as_secs();
+                            let text = String::from_utf8_lossy(&body[..body.len().min(200)]).into_owned();
+                            *seen.words.entry(format!("{status} after {at} s: {text}")).or_default() += 1;
+                        }
                         *seen.by_status.entry(status.as_u16().to_string()).or_default() += 1;
                         *seen.by_identity.entry(identity).or_default() += 1;
                     }
@@ -308,7 +319,10 @@ async fn load(args: LoadArgs) -> Result<()> {
         worker.await?;
     }
     let seen = seen.lock().await;
-    println!("{}", json!({"status": seen.by_status, "identity": seen.by_identity, "errors": seen.errors}));
+    println!(
+        "{}",
+        json!({"status": seen.by_status, "identity": seen.by_identity, "errors": seen.errors, "words": seen.words})
+    );
     Ok(())
 }
 
@@ -318,7 +332,7 @@ async fn one(
     client: &mut Option<Client>,
     url: &Uri,
     headers: &[(HeaderName, HeaderValue)],
-) -> Result<(StatusCode, String)> {
+) -> Result<(StatusCode, String, Bytes)> {
     let authority = url.authority().context("the URL names no host")?;
     if client.as_ref().is_none_or(Client::is_closed) {
         let stream =
@@ -338,6 +352,6 @@ async fn one(
     let response = sender.send_request(request).await.context("request")?;
     let status = response.status();
     let identity = response.headers().get("identity").and_then(|v| v.to_str().ok()).unwrap_or("none").to_owned();
-    response.into_body().collect().await.context("body")?;
-    Ok((status, identity))
+    let body = response.into_body().collect().await.context("body")?.to_bytes();
+    Ok((status, identity, body))
 }
