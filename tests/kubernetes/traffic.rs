@@ -26,14 +26,12 @@ pub(crate) fn trials(trials: &mut Vec<Trial>, missing: Option<&str>) {
     let shapes_files = "[e2e_client_server_connectivity, e2e_multiple_ports_per_service, e2e_multiple_services_per_pod, e2e_grpc_insecure_origination, e2e_tcp_client_server, e2e_tcp_server_first]";
     let egress_name = "nothing leaves the mesh, all does with egress on, and by an Egress policy its host alone";
     let egress_files = "[e2e_egress, e2e_egress_policy, e2e_tcp_egress]";
-    for (missing, plane, name) in [(missing, DataPlane::Oxmesh, "oxmesh"), (with_envoy, DataPlane::Envoy, "envoy")] {
-        let (in_mesh, out): (fn(&'static Cluster) -> _, fn(&'static Cluster) -> _) = match plane {
-            DataPlane::Oxmesh => (|c| services(c, DataPlane::Oxmesh), |c| egress(c, DataPlane::Oxmesh)),
-            DataPlane::Envoy => (|c| services(c, DataPlane::Envoy), |c| egress(c, DataPlane::Envoy)),
-        };
-        scenario(trials, missing, &format!("{shapes} ({name}) {shapes_files}"), in_mesh);
-        scenario(trials, missing, &format!("{egress_name} ({name}) {egress_files}"), out);
-    }
+    let ours = |name: &str, files: &str| format!("{name} (oxmesh) {files}");
+    let envoys = |name: &str, files: &str| format!("{name} (envoy) {files}");
+    scenario(trials, missing, &ours(shapes, shapes_files), |cluster| services(cluster, DataPlane::Oxmesh));
+    scenario(trials, with_envoy, &envoys(shapes, shapes_files), |cluster| services(cluster, DataPlane::Envoy));
+    scenario(trials, missing, &ours(egress_name, egress_files), |cluster| egress(cluster, DataPlane::Oxmesh));
+    scenario(trials, with_envoy, &envoys(egress_name, egress_files), |cluster| egress(cluster, DataPlane::Envoy));
 }
 
 /// Manifests with the image of the tests' application.
