@@ -164,7 +164,8 @@ spec:
     ns.wait("pod/load", "condition=Ready", LIMIT).await?;
     ns.kubectl(["set", "env", "deployment/store", "IDENTITY=after"]).await?;
     ns.rolled_out("deployment/store", slow).await?;
-    ns.exec("load", ["sh", "-c", "sleep 2; echo > /dev/shm/end"]).await?;
+    // The last of the old pods end now, after their grace period.
+    ns.exec("load", ["sh", "-c", "sleep 14; echo > /dev/shm/end"]).await?;
     ns.wait("pod/load", "jsonpath={.status.phase}=Succeeded", slow).await?;
     let load = Load::parse(&ns.logs("load", "app").await?)?;
     load.all_ok(800)?;
