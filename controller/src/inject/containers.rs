@@ -34,6 +34,8 @@ pub struct Choice {
     resources: ResourceRequirements,
     privileged_init: bool,
     pod_ip_mode: bool,
+    /// Kind and name of what runs the pod.
+    workload: Option<(String, String)>,
 }
 
 /// Puts annotations, MeshConfig and settings together.
@@ -84,6 +86,7 @@ pub fn choose(
         resources: resources(pod, mesh)?,
         privileged_init: mesh.enable_privileged_init_container == Some(true),
         pod_ip_mode: pod_ip_mode(mesh)?,
+        workload: crate::mesh::owner(pod),
     })
 }
 
@@ -199,11 +202,11 @@ pub fn sidecar(
             args.extend(["--config-yaml".to_owned(), literal(&text)]);
             args.extend(identity_args(&settings.osm_namespace));
             args.extend(healthcheck_args(rewritten, settings));
-            env.push(EnvVar {
-                name: "OXMESH_TRUST_BUNDLE".to_owned(),
-                value: Some(request.trust_bundle.to_owned()),
-                ..EnvVar::default()
-            });
+            env.push(value("OXMESH_TRUST_BUNDLE", request.trust_bundle));
+            // The labels of its metrics; a pod that nothing runs is told by its own name.
+            if let Some((kind, name)) = &choice.workload {
+                env.extend([value("WORKLOAD_KIND", kind), value("WORKLOAD_NAME", name)]);
+            }
         }
     }
     args.extend(["--service-cluster".to_owned(), format!("{}.{}", identity.service_account, identity.namespace)]);
@@ -426,6 +429,10 @@ fn restricted() -> SecurityContext {
 
 fn runtime_default() -> SeccompProfile {
     SeccompProfile { type_: "RuntimeDefault".to_owned(), localhost_profile: None }
+}
+
+fn value(name: &str, text: &str) -> EnvVar {
+    EnvVar { name: name.to_owned(), value: Some(literal(text)), ..EnvVar::default() }
 }
 
 fn field(name: &str, path: &str) -> EnvVar {

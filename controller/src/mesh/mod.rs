@@ -39,6 +39,7 @@ pub use retry::Retry;
 pub use service::{Endpoint, Port, Service};
 pub use split::Split;
 pub use telemetry::AccessLog;
+pub(crate) use workload::owner;
 pub use workload::{PROXY_UUID_LABEL, Workload};
 
 use crate::api::core::Namespace;

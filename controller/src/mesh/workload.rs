@@ -57,7 +57,7 @@ impl Workload {
             let number = u16::try_from(port.container_port).ok()?;
             Some((port.name.clone()?, number))
         });
-        let (owner_kind, owner_name) = owner(pod, &key, &labels);
+        let (owner_kind, owner_name) = owner(pod).unwrap_or_else(|| ("Pod".to_owned(), key.name.clone()));
         let annotations = pod.metadata.annotations.as_ref();
         Some(Self {
             uuid: labels.get(PROXY_UUID_LABEL).cloned(),
@@ -93,19 +93,19 @@ fn pod_ips(pod: &Pod) -> Vec<IpAddr> {
     ips
 }
 
-/// What runs the pod. A replica set named after its pod template's hash stands for a deployment.
-fn owner(pod: &Pod, key: &Key, labels: &BTreeMap<String, String>) -> (String, String) {
+/// Kind and name of what runs the pod, if anything does. A replica set named after its pod template's hash stands for a
+/// deployment.
+pub(crate) fn owner(pod: &Pod) -> Option<(String, String)> {
     let owners = pod.metadata.owner_references.as_deref().unwrap_or_default();
-    let Some(owner) = owners.iter().find(|o| o.controller == Some(true)).or(owners.first()) else {
-        return ("Pod".to_owned(), key.name.clone());
-    };
+    let owner = owners.iter().find(|o| o.controller == Some(true)).or(owners.first())?;
     if owner.kind == "ReplicaSet" {
-        let hash = labels.get("pod-template-hash").map(|hash| format!("-{hash}"));
-        if let Some(name) = hash.and_then(|hash| owner.name.strip_suffix(&hash).map(str::to_owned)) {
-            return ("Deployment".to_owned(), name);
+        let hash = pod.metadata.labels.as_ref().and_then(|labels| labels.get("pod-template-hash"));
+        let name = hash.and_then(|hash| owner.name.strip_suffix(hash)?.strip_suffix('-'));
+        if let Some(name) = name {
+            return Some(("Deployment".to_owned(), name.to_owned()));
         }
     }
-    (owner.kind.clone(), owner.name.clone())
+    Some((owner.kind.clone(), owner.name.clone()))
 }
 
 #[cfg(test)]
