@@ -20,9 +20,9 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tracing::error;
 
-use crate::app::Shared;
 use crate::identity::SidecarIdentity;
 use crate::lint::Severity;
+use crate::shared::Shared;
 use crate::xds::server::View as _;
 
 /// Serves until stopped.

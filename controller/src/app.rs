@@ -9,7 +9,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use parking_lot::Mutex;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -18,7 +17,6 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::admin;
-use crate::bootstrap::controller_name;
 use crate::error::StartError;
 use crate::identity::sign::{self, ApiReviewer, Pods, Signer};
 use crate::identity::{Ca, Issuer, Policy, ca_secret};
@@ -26,12 +24,11 @@ use crate::inject;
 use crate::kubernetes;
 use crate::lint::{self, Finding};
 use crate::mesh::{Built, Mesh};
-use crate::metrics::Metrics;
 use crate::readiness::{Part, Readiness};
 use crate::settings::Settings;
+use crate::shared::{Report, Shared};
 use crate::source::{Snapshot, watch_cluster, watch_folders};
-use crate::xds::World;
-use crate::xds::server::{self, Hub, ServerTls, View};
+use crate::xds::server;
 
 /// Where the objects come from.
 #[derive(Clone)]
@@ -99,30 +96,6 @@ pub struct App {
     tasks: JoinSet<()>,
 }
 
-/// What the parts of a control plane have in common.
-pub(crate) struct Shared {
-    pub(crate) settings: Settings,
-    pub(crate) issuer: Arc<Issuer>,
-    pub(crate) tls: Arc<ServerTls>,
-    pub(crate) hub: Arc<Hub>,
-    pub(crate) metrics: Arc<Metrics>,
-    pub(crate) report: watch::Sender<Arc<Report>>,
-    /// Whether this replica is the one that writes what only one may write. Never in folder mode.
-    pub(crate) leader: watch::Sender<bool>,
-    pub(crate) synced: watch::Sender<bool>,
-    pub(crate) readiness: Arc<Readiness>,
-    world: Mutex<Arc<World>>,
-    view: watch::Sender<Arc<dyn View>>,
-}
-
-/// What is known about the objects now.
-#[derive(Debug, Default)]
-pub(crate) struct Report {
-    /// The objects in force.
-    pub(crate) snapshot: Arc<Snapshot>,
-    pub(crate) findings: Vec<Finding>,
-}
-
 impl std::fmt::Debug for Source {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
@@ -139,12 +112,6 @@ impl std::fmt::Debug for Authority {
             Self::Files { cert, key } => f.debug_struct("Files").field("cert", cert).field("key", key).finish(),
             Self::Secret { name, .. } => f.debug_tuple("Secret").field(name).finish(),
         }
-    }
-}
-
-impl std::fmt::Debug for Shared {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Shared").field("hub", &self.hub).finish_non_exhaustive()
     }
 }
 
@@ -173,7 +140,14 @@ impl App {
             }
         };
         let ca = authority(&options).await?;
-        let shared = Arc::new(Shared::new(&options, ca)?);
+        let shared = Arc::new(Shared::new(
+            options.settings.clone(),
+            ca,
+            options.spiffe,
+            options.xds_names.clone(),
+            options.xds_ips.clone(),
+            awaited(&options),
+        )?);
         let stop = CancellationToken::new();
         let address = |listener: &TcpListener, wanted| listener.local_addr().unwrap_or(wanted);
         let mut app = Self {
@@ -199,7 +173,7 @@ impl App {
             }
         };
         if let Some((listener, client)) = identity {
-            let signer = Arc::new(shared.signer(client, snapshots.clone()));
+            let signer = Arc::new(signer(&shared, client, snapshots.clone()));
             app.tasks.spawn(sign::server::serve(listener, Arc::clone(&shared.tls), signer, stop.clone()));
         }
         app.tasks.spawn(until(stop.clone(), follow(Arc::clone(&shared), snapshots, options.spiffe)));
@@ -269,65 +243,16 @@ async fn authority(options: &Options) -> Result<Ca, StartError> {
     })
 }
 
-impl Shared {
-    fn new(options: &Options, ca: Ca) -> Result<Self, StartError> {
-        let settings = options.settings.clone();
-        let ca = Arc::new(ca);
-        let policy = Policy { spiffe: options.spiffe, ..Policy::new(&settings.trust_domain) };
-        let issuer = Arc::new(Issuer::new(Arc::clone(&ca), policy));
-        let tls = ServerTls::new(
-            ca,
-            &settings.trust_domain,
-            &controller_name(&settings.osm_namespace),
-            options.xds_names.clone(),
-            options.xds_ips.clone(),
-            SERVER_CERTIFICATE_VALIDITY,
-        )?;
-        let metrics = Arc::new(Metrics::default());
-        let world = Arc::new(World { mesh: Arc::new(Mesh::default()), issuer: Arc::clone(&issuer) });
-        let (view, watch): (watch::Sender<Arc<dyn View>>, _) = watch::channel(Arc::clone(&world) as Arc<dyn View>);
-        let hub = Arc::new(Hub::new(watch, &settings.trust_domain, Arc::clone(&metrics)));
-        Ok(Self {
-            settings,
-            issuer,
-            tls: Arc::new(tls),
-            hub,
-            metrics,
-            report: watch::Sender::default(),
-            leader: watch::Sender::new(false),
-            synced: watch::Sender::new(false),
-            readiness: Arc::new(awaited(options)),
-            world: Mutex::new(world),
-            view,
-        })
-    }
-
-    /// Signs for the pods of a cluster.
-    fn signer(&self, client: kube::Client, snapshots: watch::Receiver<Option<Arc<Snapshot>>>) -> Signer {
-        let pods = Pods {
-            snapshots,
-            api: Some(client.clone()),
-            mesh_name: self.settings.mesh_name.clone(),
-            patience: NEW_POD_PATIENCE,
-        };
-        let reviewer = Arc::new(ApiReviewer(client));
-        Signer::new(Arc::clone(&self.issuer), reviewer, pods, Arc::clone(&self.metrics))
-    }
-
-    /// The world that streams render from now.
-    pub(crate) fn world(&self) -> Arc<World> {
-        Arc::clone(&self.world.lock())
-    }
-
-    /// Tells all streams to render anew, from a new mesh if there is one.
-    fn publish(&self, mesh: Option<Mesh>) {
-        let mut world = self.world.lock();
-        if let Some(mesh) = mesh {
-            *world = Arc::new(World { mesh: Arc::new(mesh), issuer: Arc::clone(&self.issuer) });
-        }
-        self.view.send_replace(Arc::clone(&world) as Arc<dyn View>);
-        self.metrics.count("osm_proxy_broadcast_event_count", &[]);
-    }
+/// Signs for the pods of a cluster.
+fn signer(shared: &Shared, client: kube::Client, snapshots: watch::Receiver<Option<Arc<Snapshot>>>) -> Signer {
+    let pods = Pods {
+        snapshots,
+        api: Some(client.clone()),
+        mesh_name: shared.settings.mesh_name.clone(),
+        patience: NEW_POD_PATIENCE,
+    };
+    let reviewer = Arc::new(ApiReviewer(client));
+    Signer::new(Arc::clone(&shared.issuer), reviewer, pods, Arc::clone(&shared.metrics))
 }
 
 /// What a control plane that has just started waits for.
@@ -435,7 +360,6 @@ async fn serve_ads(shared: Arc<Shared>, listener: TcpListener, stop: Cancellatio
     }
 }
 
-const SERVER_CERTIFICATE_VALIDITY: Duration = Duration::from_secs(24 * 3600);
 /// How long a pod that the watch has not brought yet is waited for.
 const NEW_POD_PATIENCE: Duration = Duration::from_secs(3);
 const ROTATION_CHECK: Duration = Duration::from_secs(5);

@@ -16,5 +16,6 @@ pub mod mesh;
 pub mod metrics;
 mod readiness;
 pub mod settings;
+mod shared;
 pub mod source;
 pub mod xds;

@@ -334,11 +334,18 @@ down() {
   echo "$name is gone"
 }
 
+# A killed program holds its ports until its last thread has ended, which may be long after the first.
+gone() { # gone PID: no thread is left, or one that has ended and is not waited for
+  local threads
+  threads=$(find "/proc/$1/task" -mindepth 1 -maxdepth 1 2> /dev/null | wc -l)
+  [[ $threads == 0 ]] || { [[ $threads == 1 ]] && grep -q '^State:.Z' "/proc/$1/status" 2> /dev/null; }
+}
 restart() {
-  local program=${1:?which program}
+  local program=${1:?which program} pid
   running "$program" || die "$program does not run in $name"
-  kill -9 "$(cat "$state/pid/$program")"
-  while running "$program"; do sleep 0.05; done
+  pid=$(cat "$state/pid/$program")
+  kill -9 "$pid"
+  until gone "$pid"; do sleep 0.05; done
   launch "$program"
 }
 

@@ -12,8 +12,8 @@ use tracing::{error, info, warn};
 
 use super::webhook::{Injector, InjectorTls, Snapshots, serve};
 use super::{DataPlane, Settings};
-use crate::app::Shared;
 use crate::readiness::Part;
+use crate::shared::Shared;
 
 /// What the operator chose.
 #[derive(Debug, Clone)]

@@ -16,7 +16,7 @@ use kube::config::{InClusterError, KubeConfigOptions, Kubeconfig, KubeconfigErro
 use kube::{Client, Config};
 use tokio_util::sync::CancellationToken;
 
-use crate::app::Shared;
+use crate::shared::Shared;
 
 /// Why there is no client of the API server.
 #[derive(Debug, thiserror::Error)]

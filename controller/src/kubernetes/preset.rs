@@ -13,8 +13,8 @@ use tokio::time::sleep;
 use tracing::{error, info, warn};
 
 use crate::api::{custom_resources, parse};
-use crate::app::Shared;
 use crate::mesh::MESH_CONFIG;
+use crate::shared::Shared;
 
 /// The ConfigMap's name, in the control plane's namespace.
 const PRESET: &str = "preset-mesh-config";

@@ -16,8 +16,8 @@ use tracing::{debug, warn};
 
 use super::events::{self, Regarding};
 use crate::api::{Key, PolicyStatus, custom_resources};
-use crate::app::{Report, Shared};
 use crate::lint::{Finding, Severity};
+use crate::shared::{Report, Shared};
 
 /// Writes whenever there is something new to say, for ever.
 pub(super) async fn report(client: &Client, shared: &Shared) {
