@@ -20,10 +20,10 @@ const LIMIT: Duration = Duration::from_secs(60);
 pub(crate) fn trials(trials: &mut Vec<Trial>, missing: Option<&str>) {
     let name = "controllers that start at once agree on one root; when the one that leads is deleted under load, and then \
                 all, no request fails, streams and lease move on, changes are followed and statuses written \
-                (controller_restart)";
+                [e2e_controller_restart]";
     scenario(trials, missing, name, controllers);
     let name = "uninstalled and installed again with the old authority under load, the mesh goes on with the same root, and \
-                no request fails (osm_reinstall)";
+                no request fails [e2e_osm_reinstall]";
     scenario(trials, missing, name, reinstalled);
     let name = "while the API server and etcd are killed and come back, no request between sidecars fails, and the mesh is \
                 followed again";

@@ -24,11 +24,9 @@ pub(crate) fn trials(trials: &mut Vec<Trial>, missing: Option<&str>) {
     let name = "only the right token of a pod of the mesh gets a certificate, and it opens nothing but the pod's own \
                 configuration";
     scenario(trials, missing, name, certificates);
-    let name =
-        "certificates of oxmesh sidecars are renewed under load with no request and no connection lost (certmanager)";
+    let name = "certificates of oxmesh sidecars are renewed under load with no request and no connection lost [e2e_certmanager]";
     scenario(trials, missing, name, |cluster| renewed(cluster, DataPlane::Oxmesh));
-    let name =
-        "certificates of Envoy sidecars are renewed under load with no request and no connection lost (certmanager)";
+    let name = "certificates of Envoy sidecars are renewed under load with no request and no connection lost [e2e_certmanager]";
     scenario(trials, missing, name, |cluster| renewed(cluster, DataPlane::Envoy));
 }
 
