@@ -340,10 +340,15 @@ impl TestMesh {
     /// # Errors
     /// With what was refused.
     pub async fn no_nacks(&self) -> Result<()> {
-        let proxies = self.controller("/debug/proxies").await?;
-        let connected = proxies.as_array().map_or(0, Vec::len);
         let pods = self.session.pods().values().filter(|pod| pod.plan().meshed).count();
-        ensure!(connected == pods, "{connected} of {pods} sidecars are connected: {proxies:#}");
+        // Envoy waits up to 30 s before it tries again to reach a control plane that was away.
+        let all = crate::eventually("all sidecars are connected", Duration::from_secs(45), || async {
+            let proxies = self.controller("/debug/proxies").await?;
+            let connected = proxies.as_array().map_or(0, Vec::len);
+            ensure!(connected == pods, "{connected} of {pods} sidecars are connected: {proxies:#}");
+            Ok(proxies)
+        });
+        let proxies = all.await?;
         ensure!(nacks(&proxies) == 0, "a sidecar refused something: {proxies:#}");
         Ok(())
     }
