@@ -14,7 +14,7 @@ use oxmesh_controller::api::{self, Object};
 use oxmesh_controller::mesh::Finding;
 use oxmesh_controller::xds::Kind;
 use serde_json::{Value, json};
-use world::{World, any_routes, config, object, pod, policy, service, target};
+use world::{World, config, object, policy, service, shop, target};
 
 /// Objects with all fields of their kinds, each with the objects without which it would have no effect.
 fn full() -> Vec<(Value, Vec<Value>)> {
@@ -162,22 +162,6 @@ fn settings() -> Value {
         "httpRoutes": [{"path": "/p", "rateLimit": {"local": local, "global": {"descriptors": [{"entries": entries}]}}}]})
 }
 
-fn shop(documents: &[&Value]) -> World {
-    let mut all = vec![
-        pod("web-0", "web", &["10.0.0.1"]),
-        pod("client-0", "client", &["10.0.0.9"]),
-        service(
-            "web",
-            "web",
-            "10.96.0.1",
-            json!([{"name": "http", "port": 80, "targetPort": 8080}, {"name": "tcp-db", "port": 5432}]),
-        ),
-    ];
-    all.extend(any_routes());
-    all.extend(documents.iter().map(|d| (*d).clone()));
-    World::new(&all)
-}
-
 /// Everything that comes of objects: resources, findings, and the settings of the control plane itself.
 fn outcome(world: &World) -> (Vec<Vec<u8>>, Vec<Finding>, String) {
     let mut resources = Vec::new();
@@ -239,7 +223,7 @@ fn every_field_has_an_effect_or_something_is_said_about_it() {
     let (mut seen, mut heard) = (BTreeSet::new(), BTreeSet::new());
     for (document, others) in full() {
         let kind = document["kind"].as_str().unwrap();
-        let of = |document: &Value| shop(&[document].into_iter().chain(&others).collect::<Vec<_>>());
+        let of = |document: &Value| shop([document].into_iter().chain(&others));
         let whole = outcome(&of(&document));
         let mut all = Vec::new();
         fields(&document["spec"], "spec", "/spec", &mut all);

@@ -21,26 +21,10 @@ use oxmesh_controller::xds::Kind;
 use oxmesh_controller::xds::build::{Issued, SERVICE_CERT_FILE, build, build_key_in_pod};
 use prost::Message as _;
 use serde_json::{Value, json};
-use world::{Sidecar, World, address, any_routes, config, filter, object, permissive, pod, policy, service, target};
+use world::{Sidecar, World, address, config, filter, object, permissive, pod, policy, service, shop, target};
 
 const IN: &str = "inbound-listener";
 const OUT: &str = "outbound-listener";
-
-fn shop(more: &[Value]) -> World {
-    let mut all = vec![
-        pod("web-0", "web", &["10.0.0.1"]),
-        pod("client-0", "client", &["10.0.0.9"]),
-        service(
-            "web",
-            "web",
-            "10.96.0.1",
-            json!([{"name": "http", "port": 80, "targetPort": 8080}, {"name": "tcp-db", "port": 5432}]),
-        ),
-    ];
-    all.extend(any_routes());
-    all.extend(more.iter().cloned());
-    World::new(&all)
-}
 
 /// Names of the policies on the connections of a chain.
 fn connection_policies(world: &World, chain: &str) -> Vec<String> {

@@ -49,6 +49,23 @@ impl World {
     }
 }
 
+/// A mesh of a server `web`, which speaks HTTP and TCP, and a client, with routes for any request; and `more`.
+pub(crate) fn shop<'a>(more: impl IntoIterator<Item = &'a Value>) -> World {
+    let mut all = vec![
+        pod("web-0", "web", &["10.0.0.1"]),
+        pod("client-0", "client", &["10.0.0.9"]),
+        service(
+            "web",
+            "web",
+            "10.96.0.1",
+            json!([{"name": "http", "port": 80, "targetPort": 8080}, {"name": "tcp-db", "port": 5432}]),
+        ),
+    ];
+    all.extend(any_routes());
+    all.extend(more.into_iter().cloned());
+    World::new(&all)
+}
+
 /// The resources of one sidecar.
 pub(crate) struct Sidecar(pub(crate) Resources);
 
