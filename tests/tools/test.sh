@@ -47,5 +47,9 @@ skipped=$(grep -hcE '^test .*SKIPPED: ' "$log")
 echo
 echo "== summary"
 grep -hE '^test .*SKIPPED: ' "$log" | sed -E 's/^test /  /; s/ +\.\.\. ignored$//' || true
+if [[ $broken != 0 ]]; then # each failure again, where a reader looks first
+  awk '/^---- .* ----$/ {n = 25} /^failures:$/ {n = 0} n > 0 {print substr($0, 1, 400); n--}' "$log"
+fi
+grep -hE '^(test .*\.\.\. FAILED|error(\[E[0-9]+\])?: )' "$log" | sort -u || true
 echo "$passed passed, $broken failed, $skipped skipped"
 exit $failed
