@@ -214,22 +214,22 @@ impl Outside {
         Ok((status.parse()?, serde_json::from_str(answer)?))
     }
 
-    async fn refused(&self, what: &str, token: Option<&str>, status: u16, code: &str) -> Result<()> {
-        self.refused_with(what, token, &request(&KeyPair::generate()?, &[])?, status, code).await
-    }
-
-    /// The API server remembers for some seconds that a token was good; then the controller itself misses the pod.
+    /// The API server remembers for some seconds that a token was good; until then the controller itself misses the pod.
     async fn refused_since_gone(&self, what: &str, token: &str) -> Result<()> {
-        match self.refused(what, Some(token), 401, "token_refused").await {
-            Ok(()) => Ok(()),
-            Err(_) => self.refused(what, Some(token), 403, "pod_unknown").await,
-        }
+        let (got, answer) = self.ask(Some(token), &request(&KeyPair::generate()?, &[])?).await?;
+        let word = if got == 401 { "token_refused" } else { "pod_unknown" };
+        ensure!([401, 403].contains(&got) && code(&answer) == word, "{what}: {got} {answer}");
+        Self::without_certificate(what, &answer)
     }
 
     /// A request is refused with this status and this word, and says what to do.
     async fn refused_with(&self, what: &str, token: Option<&str>, csr: &str, status: u16, word: &str) -> Result<()> {
         let (got, answer) = self.ask(token, csr).await?;
         ensure!((got, code(&answer)) == (status, word), "{what}: {got} {answer}");
+        Self::without_certificate(what, &answer)
+    }
+
+    fn without_certificate(what: &str, answer: &Value) -> Result<()> {
         ensure!(answer["hint"].as_str().is_some_and(|hint| !hint.is_empty()), "{what}: {answer}");
         ensure!(answer.get("sidecar").is_none() && answer.get("service").is_none(), "{what}: {answer}");
         Ok(())

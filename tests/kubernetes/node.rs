@@ -42,7 +42,7 @@ spec:
       image: {image}
       args: [serve, --http, "8080", --identity, the-store]
       ports: [{{name: web, containerPort: 8080}}]
-      readinessProbe: {{httpGet: {{path: /, port: web}}, periodSeconds: 1}}
+      readinessProbe: {{httpGet: {{path: /, port: web}}, periodSeconds: 1, timeoutSeconds: 10}}
 ---
 apiVersion: v1
 kind: Pod

@@ -78,6 +78,24 @@ struct Running {
 }
 
 impl Running {
+    /// Waits until the pictures of a live demo are as wanted.
+    ///
+    /// # Panics
+    /// With the last picture and what the demo said, when it ended or they are not in time.
+    fn shows(&mut self, what: &str, holds: impl Fn(&Value) -> bool) {
+        let start = Instant::now();
+        while !self.last_picture().is_some_and(|picture| holds(&picture)) {
+            let ended = self.child.try_wait().expect("a status");
+            assert!(
+                ended.is_none() && start.elapsed() < LIMIT,
+                "{what}: not within {LIMIT:?}, {ended:?}; {:#}\n{}",
+                self.last_picture().unwrap_or_default(),
+                self.errors()
+            );
+            std::thread::park_timeout(Duration::from_millis(50));
+        }
+    }
+
     fn errors(&self) -> String {
         fs::read_to_string(&self.err).expect("a file")
     }
@@ -171,7 +189,7 @@ fn assert_expected_picture(place: &Place, output: &Output) {
 
 fn follows_the_manifests(data_plane: &str) {
     let place = Place::new();
-    let demo = place.start("demo", &["demo", "-o", "json", "--data-plane", data_plane]);
+    let mut demo = place.start("demo", &["demo", "-o", "json", "--data-plane", data_plane]);
     let manifests = PathBuf::from(demo.wait_for("while it runs: "));
     let edit = |file: &str, from: &str, to: &str| {
         let path = manifests.join(file);
@@ -179,21 +197,20 @@ fn follows_the_manifests(data_plane: &str) {
         assert!(text.contains(from), "{file} has no {from}");
         fs::write(&path, text.replace(from, to)).expect("written");
     };
-    let picture = |what: &str, holds: fn(&Value) -> bool| until(what, || demo.last_picture().filter(holds));
 
     edit(
         "split.yaml",
         "weight: 50\n    - service: bookstore-v2\n      weight: 50",
         "weight: 100\n    - service: bookstore-v2\n      weight: 0",
     );
-    picture("all traffic at v1", |p| {
+    demo.shows("all traffic at v1", |p| {
         let edges = p["edges"].as_array().expect("edges");
         edges.iter().any(|e| e["to"] == "bookstore/bookstore-v1" && e["share"].as_f64() > Some(0.99))
     });
 
     fs::remove_file(manifests.join("bookthief.yaml")).expect("removed");
     edit("bookwarehouse.yaml", "replicas: 1", "replicas: 2");
-    picture("the thief's pod is gone and the warehouse has two", |p| {
+    demo.shows("the thief's pod is gone and the warehouse has two", |p| {
         let pods = p["pods"].as_array().expect("pods");
         let count =
             |name: &str| pods.iter().filter(|pod| pod["name"].as_str().is_some_and(|n| n.contains(name))).count();
@@ -206,7 +223,7 @@ fn follows_the_manifests(data_plane: &str) {
     assert_eq!(failed, 0, "no call fails while weights change and pods come and go");
 
     edit("access.yaml", "name: bookbuyer\n      namespace: bookbuyer", "name: nobody\n      namespace: bookbuyer");
-    picture("the buyer is refused, with the reason", |p| {
+    demo.shows("the buyer is refused, with the reason", |p| {
         let refused = p["refused"].as_array().expect("refused");
         refused.iter().any(|r| {
             r["from"] == "bookbuyer/bookbuyer" && r["why"].as_str().is_some_and(|why| why.contains("no TrafficTarget"))

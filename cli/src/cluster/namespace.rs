@@ -3,14 +3,17 @@
 //! What a label or annotation becomes is decided by pure functions from what the namespace says now.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::bail;
 use clap::{Args, Subcommand};
-use k8s_openapi::api::core::v1::Namespace;
-use kube::api::{ListParams, Patch, PatchParams};
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::{Namespace, Pod};
+use kube::api::{ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt as _};
 use serde::Serialize;
 use serde_json::{Value, json};
+use tokio::time::{Instant, sleep};
 
 use super::connect::{Cluster, ClusterArgs, is_absent};
 use super::labels::{CONTROLLERS, IGNORE, INJECTION, MESH_NAME, METRICS, MONITORED_BY};
@@ -76,7 +79,10 @@ pub async fn run(args: NamespaceArgs) -> anyhow::Result<ExitCode> {
     let mesh = &args.cluster.mesh_name;
     match args.command {
         Command::Add { names, disable_sidecar_injection } => {
-            warn_without_mesh(&cluster, mesh).await;
+            let injector = has_mesh(&cluster, mesh).await;
+            if !injector {
+                eprintln!("‼ there is no mesh {mesh} in the cluster yet: oxmesh install");
+            }
             for name in names {
                 if name == args.cluster.osm_namespace {
                     bail!("{name} is the control plane's own namespace, which can't be part of the mesh");
@@ -85,6 +91,9 @@ pub async fn run(args: NamespaceArgs) -> anyhow::Result<ExitCode> {
                 change(&cluster, &name, patch).await?;
                 println!("Namespace [{name}] successfully added to mesh [{mesh}]");
                 if !disable_sidecar_injection {
+                    if injector && let Some(why) = unreached(&cluster, &name).await {
+                        eprintln!("‼ pods can't be made there yet: {why}\n    fix: oxmesh check");
+                    }
                     eprintln!(
                         "pods that run there already get their sidecar by: kubectl -n {name} rollout restart deploy"
                     );
@@ -113,16 +122,41 @@ pub async fn run(args: NamespaceArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Labels are worth something only when somebody reads them; the order of the two is free.
-async fn warn_without_mesh(cluster: &Cluster, mesh: &str) {
-    let api: Api<k8s_openapi::api::apps::v1::Deployment> = Api::all(cluster.client.clone());
+/// Whether the mesh is in the cluster: labels are worth something only when somebody reads them, but the order is free.
+async fn has_mesh(cluster: &Cluster, mesh: &str) -> bool {
+    let api: Api<Deployment> = Api::all(cluster.client.clone());
     let selector = format!("{CONTROLLERS},{MESH_NAME}={mesh}");
-    if let Ok(found) = api.list(&ListParams::default().labels(&selector).limit(1)).await
-        && found.items.is_empty()
-    {
-        eprintln!("‼ there is no mesh {mesh} in the cluster yet: oxmesh install");
+    let found = api.list(&ListParams::default().labels(&selector).limit(1)).await;
+    // Who may not look is not told that there is none.
+    found.map_or(true, |found| !found.items.is_empty())
+}
+
+/// Waits until the API server reaches the injector, which takes it a moment after an installation: the next pod would be
+/// refused until then. Gives the API server's words when it doesn't come to that. Nothing is made.
+async fn unreached(cluster: &Cluster, namespace: &str) -> Option<String> {
+    let api: Api<Pod> = Api::namespaced(cluster.client.clone(), namespace);
+    let pod: Pod = serde_json::from_value(json!({
+        "metadata": {"generateName": "oxmesh-namespace-add-"},
+        "spec": {"containers": [{"name": "app", "image": "none"}]},
+    }))
+    .expect("a pod of constants");
+    let params = PostParams { dry_run: true, ..PostParams::default() };
+    let deadline = Instant::now() + REACHED;
+    loop {
+        match api.create(&params, &pod).await {
+            Err(kube::Error::Api(status)) if status.message.contains("failed calling webhook") => {
+                if Instant::now() >= deadline {
+                    return Some(status.message.clone());
+                }
+                sleep(Duration::from_millis(500)).await;
+            }
+            // Whatever else is wrong with such a pod, the injector was asked, or is not to be asked.
+            _ => return None,
+        }
     }
 }
+
+const REACHED: Duration = Duration::from_secs(30);
 
 async fn change(
     cluster: &Cluster,

@@ -19,7 +19,7 @@ use oxmesh_controller::api::Objects;
 use oxmesh_controller::settings::Settings;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
-use crate::mesh::{PodPlan, Session, SessionOptions, edition, plans, read};
+use crate::mesh::{Edition, PodPlan, Session, SessionOptions, edition, plans, read};
 use crate::output::{self, Format};
 use crate::pod::{DataPlane, Topology, TopologyOptions};
 use crate::signals::Shutdown;
@@ -98,6 +98,7 @@ const MEASURE: Duration = Duration::from_secs(5);
 /// The pause of a buyer, in seconds.
 const PAUSE: &str = "CI_SLEEP_BETWEEN_REQUESTS_SECONDS";
 const POLL: Duration = Duration::from_millis(100);
+const RETRY: Duration = Duration::from_secs(2);
 const SHOW: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -140,7 +141,11 @@ struct Demo {
     session: Session,
     gatherer: Gatherer,
     objects: Objects,
-    edition: Vec<(PathBuf, std::time::SystemTime, u64)>,
+    /// The manifests as they were last looked at, and as the pods follow them.
+    seen: Edition,
+    edition: Edition,
+    /// When pods that could not be started are tried again.
+    retry: Option<Instant>,
     findings: Vec<String>,
     start: Instant,
     /// When the mesh stood.
@@ -155,7 +160,9 @@ impl Demo {
             session,
             gatherer: Gatherer::default(),
             objects: Objects::default(),
-            edition: Vec::new(),
+            seen: Edition::new(),
+            edition: Edition::new(),
+            retry: None,
             findings: Vec::new(),
             start,
             stood: None,
@@ -191,11 +198,15 @@ impl Demo {
 
     /// Reads the manifests if they changed, and lets the pods follow.
     async fn follow_manifests(&mut self) -> anyhow::Result<()> {
-        let edition = edition(self.session.manifests())?;
-        if edition == self.edition {
+        let now = edition(self.session.manifests())?;
+        // A file that is being written may be empty at this moment: what has changed must stand for a while.
+        let settled = self.edition.is_empty() || now == self.seen;
+        self.seen.clone_from(&now);
+        let due = now != self.edition || self.retry.is_some_and(|at| Instant::now() >= at);
+        if !settled || !due {
             return Ok(());
         }
-        self.edition = edition;
+        self.edition = now;
         let manifests = self.session.manifests().to_owned();
         let settings = Settings::default();
         let snapshot = read(&[&manifests], &settings);
@@ -214,7 +225,9 @@ impl Demo {
             *made += 1;
             choice.of(*made)
         };
-        findings.extend(self.session.reconcile(plans, keep, data_plane).await);
+        let unstarted = self.session.reconcile(plans, keep, data_plane).await;
+        self.retry = (!unstarted.is_empty()).then(|| Instant::now() + RETRY);
+        findings.extend(unstarted);
         self.findings = findings;
         self.session.write_hosts()
     }

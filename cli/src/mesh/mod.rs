@@ -11,8 +11,8 @@ use oxmesh_controller::settings::Settings;
 use oxmesh_controller::source::{Folder, Snapshot};
 
 pub use plan::{Container, PodPlan, plans};
-pub(crate) use session::edition;
 pub use session::{CONTROLLER_ADMIN, Session, SessionOptions, StartedPod};
+pub(crate) use session::{Edition, edition};
 
 /// Reads the objects of folders as they stand, as the controller reads them.
 #[must_use]

@@ -433,8 +433,11 @@ async fn start_controller(topology: &Topology, manifests: &Path, settings: &Sett
     Ok(controller)
 }
 
-/// When files under a folder were last changed, with their number: rises with every edit.
-pub(crate) fn edition(folder: &Path) -> anyhow::Result<Vec<(PathBuf, SystemTime, u64)>> {
+/// The files of a folder, when they were last changed, and their length.
+pub(crate) type Edition = Vec<(PathBuf, SystemTime, u64)>;
+
+/// What a folder's files are now: differs after every edit.
+pub(crate) fn edition(folder: &Path) -> anyhow::Result<Edition> {
     let mut files = Vec::new();
     let entries = std::fs::read_dir(folder).with_context(|| format!("reading {}", folder.display()))?;
     for entry in entries {

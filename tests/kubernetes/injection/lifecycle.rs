@@ -20,8 +20,9 @@ pub(super) fn trials(trials: &mut Vec<Trial>, missing: Option<&str>, with_envoy:
     scenario(trials, missing, "a rollout of 20 pods under load loses no request", rollout);
 }
 
-/// Answers as `$IDENTITY`; a new value is a new revision.
-fn store(image: &str, replicas: u32) -> String {
+/// Answers as `$IDENTITY`; a new value is a new revision. Lasts for so many seconds after it was deleted: time for its
+/// callers to hear of that.
+fn store(image: &str, replicas: u32, lasts: u32) -> String {
     format!(
         r#"
 ---
@@ -40,14 +41,14 @@ spec:
   template:
     metadata: {{labels: {{app: store}}}}
     spec:
-      terminationGracePeriodSeconds: 12
+      terminationGracePeriodSeconds: 24
       containers:
         - name: app
           image: {image}
           args: [serve, --http, "8080", --identity, $(IDENTITY)]
           env: [{{name: IDENTITY, value: before}}]
-          lifecycle: {{preStop: {{sleep: {{seconds: 4}}}}}}
-          readinessProbe: {{httpGet: {{path: /, port: 8080}}, periodSeconds: 1}}
+          lifecycle: {{preStop: {{sleep: {{seconds: {lasts}}}}}}}
+          readinessProbe: {{httpGet: {{path: /, port: 8080}}, periodSeconds: 1, timeoutSeconds: 10}}
 "#
     )
 }
@@ -96,7 +97,7 @@ async fn first_and_last(cluster: &'static Cluster, plane: DataPlane) -> Result<(
     let mesh = mesh(cluster).await?;
     let ns = namespace(&mesh, "ends", plane).await?;
     let image = cluster.image("app");
-    ns.apply(&store(&image, 1)).await?;
+    ns.apply(&store(&image, 1, 4)).await?;
     ns.rolled_out("deployment/store", LIMIT).await?;
     ns.apply(&asking(&image)).await?;
     ns.rolled_out("deployment/buyer", LIMIT).await?;
@@ -158,14 +159,14 @@ spec:
 "#
     );
     let slow = Duration::from_secs(180);
-    ns.apply(&store(&image, 20)).await?;
+    ns.apply(&store(&image, 20, 12)).await?;
     ns.rolled_out("deployment/store", slow).await?;
     ns.apply(&load).await?;
     ns.wait("pod/load", "condition=Ready", LIMIT).await?;
     ns.kubectl(["set", "env", "deployment/store", "IDENTITY=after"]).await?;
     ns.rolled_out("deployment/store", slow).await?;
     // The last of the old pods end now, after their grace period.
-    ns.exec("load", ["sh", "-c", "sleep 14; echo > /dev/shm/end"]).await?;
+    ns.exec("load", ["sh", "-c", "sleep 26; echo > /dev/shm/end"]).await?;
     ns.wait("pod/load", "jsonpath={.status.phase}=Succeeded", slow).await?;
     let load = Load::parse(&ns.logs("load", "app").await?)?;
     load.all_ok(800)?;

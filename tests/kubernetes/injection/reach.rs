@@ -60,7 +60,7 @@ spec:
     - name: app
       image: {image}
       args: [serve, --http, "8080", --http, "8081", --identity, the-store]
-      readinessProbe: {{httpGet: {{path: /, port: 8080}}, periodSeconds: 1}}
+      readinessProbe: {{httpGet: {{path: /, port: 8080}}, periodSeconds: 1, timeoutSeconds: 10}}
 "#
     )
 }
@@ -185,7 +185,7 @@ spec:
           image: {image}
           args: [serve, --http, "8080", --banner, "7000", --identity, $(POD)]
           env: [{{name: POD, valueFrom: {{fieldRef: {{fieldPath: metadata.name}}}}}}]
-          readinessProbe: {{httpGet: {{path: /, port: 8080}}, periodSeconds: 1}}
+          readinessProbe: {{httpGet: {{path: /, port: 8080}}, periodSeconds: 1, timeoutSeconds: 10}}
 "#
     );
     ns.apply(&[set, client("buyer", &image, "")].concat()).await?;
