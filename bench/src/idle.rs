@@ -35,11 +35,12 @@ const WARM_UP: usize = 100;
 /// Opens connections, asks once on each, and divides the growth of the proxy by their number.
 pub(crate) fn per_connection(args: &RunArgs, peer: Peer, ports: Ports, dir: &Path) -> Result<PerConnection> {
     let tls = Arc::new(client(dir)?);
-    let plaintext = growth(args, peer, Topology::Http1, ports, dir, || ask(TcpStream::connect(front(ports))?))?;
+    let plaintext =
+        growth(args, peer, Topology::Http1, ports, dir, || ask(TcpStream::connect(front(ports))?, args.body))?;
     let mtls = growth(args, peer, Topology::MtlsPair, ports, dir, || {
         let name = ServerName::try_from("b.bench.cluster.local")?;
         let session = ClientConnection::new(Arc::clone(&tls), name)?;
-        ask(StreamOwned::new(session, TcpStream::connect(("127.0.0.1", ports.middle))?))
+        ask(StreamOwned::new(session, TcpStream::connect(("127.0.0.1", ports.middle))?), args.body)
     })?;
     Ok(PerConnection { plaintext, mtls })
 }
@@ -76,12 +77,14 @@ fn growth<T>(
 }
 
 /// One request and its answer; the connection stays open.
-fn ask<S: Read + Write>(mut stream: S) -> Result<S> {
+fn ask<S: Read + Write>(mut stream: S, body: usize) -> Result<S> {
     stream.write_all(b"GET /bench HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n")?;
     let mut answer = Vec::new();
     let mut part = [0; 4096];
-    // The body is nothing but `x`, and 1 KiB of it.
-    while answer.iter().rev().take_while(|b| **b == b'x').count() < 1024 {
+    let whole = |answer: &[u8]| {
+        answer.windows(4).position(|w| w == b"\r\n\r\n").is_some_and(|end| answer.len() >= end + 4 + body)
+    };
+    while !whole(&answer) {
         let some = stream.read(&mut part)?;
         ensure!(some > 0, "the proxy closed: {}", String::from_utf8_lossy(&answer));
         answer.extend_from_slice(&part[..some]);

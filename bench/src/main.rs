@@ -53,6 +53,9 @@ pub(crate) struct RunArgs {
     /// Seconds of load in each round and cell.
     #[arg(long, default_value_t = 3)]
     pub(crate) seconds: u32,
+    /// Bytes in the body of each HTTP/1.1 answer; gRPC answers stay small.
+    #[arg(long, value_name = "BYTES", default_value_t = 1024)]
+    pub(crate) body: usize,
     /// Our proxy.
     #[arg(long, default_value = "target/release/oxmesh-proxy")]
     pub(crate) proxy: PathBuf,

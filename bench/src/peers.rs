@@ -33,7 +33,7 @@ impl Peer {
 /// What is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Topology {
-    /// One proxy, HTTP/1.1, 1 KiB answers.
+    /// One proxy, HTTP/1.1.
     Http1,
     /// Two proxies, mTLS between them, HTTP/1.1.
     MtlsPair,
@@ -48,8 +48,8 @@ impl Topology {
     /// Its name in the report.
     pub(crate) fn name(self) -> &'static str {
         match self {
-            Self::Http1 => "HTTP/1.1, 1 KiB",
-            Self::MtlsPair => "mTLS pair, HTTP/1.1, 1 KiB",
+            Self::Http1 => "HTTP/1.1",
+            Self::MtlsPair => "mTLS pair, HTTP/1.1",
             Self::Grpc => "gRPC unary",
         }
     }

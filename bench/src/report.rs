@@ -73,9 +73,11 @@ pub(crate) fn write(results: &Results, dir: &Path, args: &RunArgs) -> Result<()>
 fn markdown(results: &Results, args: &RunArgs) -> String {
     let mut out = format!(
         "# Bench\n\nOne worker each, proxies on CPU 0, load and upstream on CPU 1, {} interleaved rounds of {} s; \
+         HTTP/1.1 answers of {} bytes; \
          `median [min-max]`; ratios are of CPU time per request in the same round. {}\n\nEnvoy: {}\n",
         args.rounds,
         args.seconds,
+        args.body,
         if args.lean {
             "Lean configuration."
         } else {

@@ -29,7 +29,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<()> {
     let body = dir.join("grpc-body");
     fs::write(&body, [0, 0, 0, 0, 32].into_iter().chain([7; 32]).collect::<Vec<u8>>())?;
 
-    let upstream = upstream(&dir)?;
+    let upstream = upstream(&dir, args.body)?;
     let mut results = Results::default();
     for topology in Topology::ALL {
         let peers: Vec<Peer> = present(args).into_iter().filter(|p| topology.has(*p)).collect();
@@ -81,10 +81,10 @@ fn present(args: &RunArgs) -> Vec<Peer> {
     peers
 }
 
-fn upstream(dir: &Path) -> Result<Process> {
+fn upstream(dir: &Path, body: usize) -> Result<Process> {
     let me = std::env::current_exe()?.display().to_string();
-    let words = [me.as_str(), "upstream", "--http1", &PORTS.http1.to_string(), "--http2", &PORTS.http2.to_string()]
-        .map(str::to_owned);
+    let (http1, http2, size) = (PORTS.http1.to_string(), PORTS.http2.to_string(), body.to_string());
+    let words = [me.as_str(), "upstream", "--http1", &http1, "--http2", &http2, "--size", &size].map(str::to_owned);
     let process = Process::start(1, &words, &dir.join("upstream.log"))?;
     measure::wait_for_port(PORTS.http1)?;
     measure::wait_for_port(PORTS.http2)?;

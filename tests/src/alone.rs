@@ -2,9 +2,13 @@
 
 use std::{
     fs::{self, File},
+    ops::Range,
     path::Path,
     process::Stdio,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
     time::{Duration, SystemTime},
 };
 
@@ -160,20 +164,27 @@ pub fn certificates(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Ports that were free a moment ago.
+/// Ports that were free a moment ago, each given once by this process. The system gives none of them to connections: they
+/// lie below those (`net.ipv4.ip_local_port_range` begins at 32768).
 ///
 /// # Errors
 /// When there are none.
 pub fn free_ports<const N: usize>() -> Result<[u16; N]> {
-    let mut sockets = Vec::new();
+    static NEXT: AtomicU32 = AtomicU32::new(0);
     let mut ports = [0; N];
     for port in &mut ports {
-        let socket = std::net::TcpListener::bind("127.0.0.1:0")?;
-        *port = socket.local_addr()?.port();
-        sockets.push(socket);
+        // Processes that run at once begin at different places.
+        let mut tries = (0..PORTS.len()).map(|_| {
+            let number = std::process::id().wrapping_mul(97).wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
+            PORTS.start + u16::try_from(number % u32::from(PORTS.end - PORTS.start)).unwrap_or_default()
+        });
+        let free = tries.find(|port| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok());
+        *port = free.context("no port is free")?;
     }
     Ok(ports)
 }
+
+const PORTS: Range<u16> = 20_000..32_000;
 
 /// The first bytes of a TLS client that asks for this name and these protocols.
 ///

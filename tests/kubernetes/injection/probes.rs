@@ -32,6 +32,7 @@ fn probe(kind: &str, base: u16, failures: u32) -> Value {
         _ => json!({"grpc": {"port": base}}),
     };
     probe["periodSeconds"] = json!(1);
+    probe["timeoutSeconds"] = json!(5);
     probe["failureThreshold"] = json!(failures);
     probe
 }
@@ -62,7 +63,7 @@ async fn each_kind(cluster: &'static Cluster, plane: DataPlane) -> Result<()> {
     let pods = json!({"apiVersion": "v1", "kind": "List", "items": [
         pod("starting", "startupProbe", patient, false, &image),
         pod("ready", "readinessProbe", 1, true, &image),
-        pod("living", "livenessProbe", 1, true, &image),
+        pod("living", "livenessProbe", 4, true, &image),
     ]});
     ns.apply(&pods.to_string()).await?;
     ns.wait("pod/ready", "condition=Ready", LIMIT).await?;
@@ -98,7 +99,7 @@ async fn switch(ns: &Namespace, pod: &str, to: &str) -> Result<()> {
 }
 
 async fn expect(ns: &Namespace, pod: &str, what: &str, is: impl Fn(&Value) -> bool) -> Result<()> {
-    eventually(&format!("all containers of {pod} {what}"), Duration::from_secs(30), || async {
+    eventually(&format!("all containers of {pod} {what}"), Duration::from_secs(60), || async {
         let object = ns.get(["pod", pod]).await?;
         let states = object["status"]["containerStatuses"].as_array().context("no statuses")?;
         ensure!(states.len() == KINDS.len(), "{states:?}");

@@ -14,7 +14,7 @@ use crate::scenario;
 
 pub(super) fn trials(trials: &mut Vec<Trial>, missing: Option<&str>) {
     let strangers = "who has no sidecar gets no byte from a pod that has one, over IPv4 and IPv6, but at excluded ports \
-                     [e2e_port_exclusion] [e2e_permissive]";
+                     [e2e_port_exclusion, e2e_permissive]";
     scenario(trials, missing, strangers, excluded_and_strangers);
     let stateful = "each pod of a StatefulSet is reached by its own name, with mTLS [e2e_statefulsets]";
     scenario(trials, missing, stateful, stateful_set);
@@ -198,7 +198,7 @@ spec:
         for from in ["buyer", "db-0", "db-1"] {
             let (url, what) = (format!("http://{host}:8080/"), format!("{from} reaches {pod} by name"));
             let ask = || async {
-                let said = ns.exec(from, CURL.into_iter().chain(["-f", &url])).await?;
+                let said = ns.exec(from, ["curl", "-fsS", "--max-time", "30", &url]).await?;
                 ensure!(said.contains(&format!("\"identity\":\"{pod}\"")), "{said}");
                 Ok(())
             };
