@@ -3,6 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{ArgGroup, Parser, ValueEnum};
@@ -81,6 +82,10 @@ struct Arguments {
     /// The control plane's own addresses; where one is IPv6, sidecars listen for probes on IPv6 too.
     #[arg(long, value_name = "IPS", value_delimiter = ',', env = "POD_IPS")]
     pod_ips: Vec<IpAddr>,
+    /// How long the Secret made for a pod with Envoy waits for that pod, before it is removed as one whose pod never came.
+    /// Longer than the API server takes at most to store a pod that was admitted.
+    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = humantime::parse_duration)]
+    orphan_age: Duration,
     /// The mesh's name: namespaces labelled openservicemesh.io/monitored-by=NAME belong to it.
     #[arg(long, value_name = "NAME", default_value = "osm")]
     mesh_name: String,
@@ -162,6 +167,7 @@ async fn run(arguments: Arguments, settings: Settings) -> anyhow::Result<()> {
         envoy_image: arguments.envoy_image,
         data_plane: arguments.data_plane,
         pod_ips: arguments.pod_ips,
+        orphan_age: arguments.orphan_age,
     });
     let app = App::start(Options {
         inject,

@@ -13,6 +13,7 @@ mod images;
 mod injection;
 mod node;
 mod permissions;
+mod privilege;
 mod steady;
 mod table;
 mod traffic;
@@ -39,6 +40,7 @@ fn main() {
     injection::trials(&mut trials, missing.as_deref());
     node::trials(&mut trials, missing.as_deref());
     permissions::trials(&mut trials, missing.as_deref());
+    privilege::trials(&mut trials, missing.as_deref());
     traffic::trials(&mut trials, missing.as_deref());
     table::trials(&mut trials);
     let conclusion = libtest_mimic::run(&arguments, trials);

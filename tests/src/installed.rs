@@ -78,6 +78,14 @@ impl Installed {
         &self.name
     }
 
+    /// What `kubectl` prints, told to work in the control plane's namespace.
+    ///
+    /// # Errors
+    /// When it fails; with its words.
+    pub async fn kubectl<'a>(&'a self, arguments: impl IntoIterator<Item = &'a str>) -> Result<String> {
+        self.cluster.kubectl(["-n", &self.name].into_iter().chain(arguments)).await
+    }
+
     /// What `oxmesh` prints on standard output, told to work on this mesh.
     ///
     /// # Errors
@@ -123,8 +131,7 @@ impl Installed {
     /// When the API server refuses it; with its words.
     pub async fn configure(&self, spec: Value) -> Result<()> {
         let patch = serde_json::json!({ "spec": spec }).to_string();
-        let object = ["-n", &self.name, "patch", "meshconfig", "osm-mesh-config", "--type=merge", "-p", &patch];
-        self.cluster.kubectl(object).await.map(|_| ())
+        self.kubectl(["patch", "meshconfig", "osm-mesh-config", "--type=merge", "-p", &patch]).await.map(|_| ())
     }
 
     /// Waits until the control plane's pods are all ready and up to date.
@@ -133,8 +140,7 @@ impl Installed {
     /// When that takes longer than `limit`.
     pub async fn ready(&self, limit: Duration) -> Result<()> {
         let limit = format!("--timeout={}s", limit.as_secs());
-        let what = ["-n", &self.name, "rollout", "status", "deploy/osm-controller", &limit];
-        self.cluster.kubectl(what).await.map(|_| ())
+        self.kubectl(["rollout", "status", "deploy/osm-controller", &limit]).await.map(|_| ())
     }
 
     /// Updates that sidecars have refused since the control plane's pods started.
@@ -151,9 +157,8 @@ impl Installed {
     /// # Errors
     /// When a pod of the control plane doesn't answer.
     pub async fn metric(&self, metric: &str) -> Result<f64> {
-        let pods = ["-n", &self.name, "get", "pods", "-l", "app=osm-controller", "-o", "name"];
         let mut sum = 0.0;
-        for pod in self.cluster.kubectl(pods).await?.lines() {
+        for pod in self.kubectl(["get", "pods", "-l", "app=osm-controller", "-o", "name"]).await?.lines() {
             let name = pod.trim_start_matches("pod/");
             let path = format!("/api/v1/namespaces/{}/pods/{name}:9091/proxy/metrics", self.name);
             let text = self.cluster.kubectl(["get", "--raw", &path]).await?;

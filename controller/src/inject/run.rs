@@ -30,6 +30,8 @@ pub struct Options {
     pub data_plane: DataPlane,
     /// The control plane's own addresses: where one is IPv6, sidecars listen for probes on IPv6 too.
     pub pod_ips: Vec<IpAddr>,
+    /// After this a pod that was admitted is there or never comes, and the Secret made for its Envoy is removed.
+    pub orphan_age: Duration,
 }
 
 /// Learns what the cluster can do, then reviews pods until stopped.
@@ -68,7 +70,7 @@ pub(crate) async fn run(
     info!(?settings, "the injector reviews pods");
     let (issuer, metrics) = (Arc::clone(&shared.issuer), Arc::clone(&shared.metrics));
     let leader = shared.leader.subscribe();
-    let injector = Injector::new(settings, issuer, metrics, snapshots, leader, client);
+    let injector = Injector::new(settings, issuer, metrics, snapshots, leader, client, options.orphan_age);
     let injector = Arc::new(injector.telling(Arc::clone(&shared.readiness)));
     shared.readiness.done(Part::Injector);
     serve(listener, injector, tls, stop).await;

@@ -34,8 +34,12 @@ pub(super) enum SecretError {
 }
 
 /// The Secrets that this replica made and whose pods have not been seen yet.
-#[derive(Debug, Default)]
-pub(super) struct Made(Mutex<BTreeMap<String, Waiting>>);
+#[derive(Debug)]
+pub(super) struct Made {
+    waiting: Mutex<BTreeMap<String, Waiting>>,
+    /// How long each is left alone.
+    patience: Duration,
+}
 
 #[derive(Debug, Clone)]
 struct Waiting {
@@ -44,21 +48,25 @@ struct Waiting {
 }
 
 impl Made {
+    pub(super) fn new(patience: Duration) -> Self {
+        Self { waiting: Mutex::default(), patience }
+    }
+
     fn add(&self, uuid: &str, namespace: &str) {
         let waiting = Waiting { namespace: namespace.to_owned(), since: Instant::now() };
-        self.0.lock().insert(uuid.to_owned(), waiting);
+        self.waiting.lock().insert(uuid.to_owned(), waiting);
     }
 
     /// Those whose pods should long be there, by uuid with their namespaces; forgets those whose pods are.
     fn overdue(&self, seen: &BTreeMap<&str, &Pod>, now: Instant) -> Vec<(String, String)> {
-        let mut made = self.0.lock();
+        let mut made = self.waiting.lock();
         made.retain(|uuid, _| !seen.contains_key(uuid.as_str()));
-        let old = made.iter().filter(|(_, waiting)| now.duration_since(waiting.since) > ORPHAN_AGE);
+        let old = made.iter().filter(|(_, waiting)| now.duration_since(waiting.since) > self.patience);
         old.map(|(uuid, waiting)| (uuid.clone(), waiting.namespace.clone())).collect()
     }
 
     fn forget(&self, uuid: &str) {
-        self.0.lock().remove(uuid);
+        self.waiting.lock().remove(uuid);
     }
 }
 
@@ -198,8 +206,6 @@ async fn remove(client: &Client, namespace: &str, uuid: &str, name: &str) -> kub
 /// Tells the Secrets of this mesh's sidecars.
 const MESH_LABEL: &str = "openservicemesh.io/osm-mesh-name";
 const PERIOD: Duration = Duration::from_secs(3);
-/// After this a pod that was admitted is there or never comes.
-const ORPHAN_AGE: Duration = Duration::from_secs(600);
 
 #[cfg(test)]
 mod tests {
@@ -219,7 +225,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_secret_is_overdue_when_its_pod_has_not_come_in_ten_minutes() {
-        let made = Made::default();
+        let made = Made::new(Duration::from_secs(600));
         made.add(UUID, "shop");
         let (none, with) = (Objects::default(), objects("shop", UUID));
         tokio::time::advance(Duration::from_secs(599)).await;

@@ -58,7 +58,7 @@ impl std::fmt::Debug for Injector {
 
 impl Injector {
     /// An injector that asks for namespaces and makes Secrets through `client`. `leader` tells whether this replica is the
-    /// one that writes what only one may.
+    /// one that writes what only one may; a Secret whose pod has not come after `orphan_age` is removed.
     #[must_use]
     pub fn new(
         settings: Settings,
@@ -67,8 +67,9 @@ impl Injector {
         snapshots: Snapshots,
         leader: watch::Receiver<bool>,
         client: Client,
+        orphan_age: Duration,
     ) -> Self {
-        let (readiness, made) = (Arc::default(), secrets::Made::default());
+        let (readiness, made) = (Arc::default(), secrets::Made::new(orphan_age));
         Self { settings, issuer, metrics, snapshots, leader, client, readiness, made }
     }
 

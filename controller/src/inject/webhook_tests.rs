@@ -84,11 +84,12 @@ async fn start(validity: Duration, data_plane: DataPlane) -> Server {
     let tls = Arc::new(InjectorTls::new(Arc::clone(&issuer), "osm-system", validity).unwrap());
     let settings = Settings { data_plane, ..settings() };
     let client = Client::new(service, "default");
-    let injector = Arc::new(Injector::new(settings, issuer, Arc::clone(&metrics), receiver, no_leader, client));
+    let (metrics_too, orphan_age) = (Arc::clone(&metrics), Duration::from_secs(600));
+    let injector = Injector::new(settings, issuer, metrics_too, receiver, no_leader, client, orphan_age);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let stop = CancellationToken::new();
-    tokio::spawn(serve(listener, injector, Arc::clone(&tls), stop.clone()));
+    tokio::spawn(serve(listener, Arc::new(injector), Arc::clone(&tls), stop.clone()));
     Server { address, ca, calls, now, metrics, snapshots, tls, stop, _dir: dir }
 }
 

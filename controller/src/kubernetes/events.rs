@@ -11,6 +11,7 @@ use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::PostParams;
+use kube::core::Status;
 use kube::{Api, Client};
 use sha2::{Digest as _, Sha256};
 use tokio::time::Instant;
@@ -63,8 +64,8 @@ impl Poster {
                 Ok(_) => {}
                 // Another replica, or we before a restart.
                 Err(kube::Error::Api(answer)) if answer.code == CONFLICT => {}
-                // The namespace is going, or does not take Events: no reason to try again and again.
-                Err(kube::Error::Api(answer)) if answer.code < TOO_MANY_REQUESTS => {
+                // Nothing that trying again would change. What is forbidden may be allowed later, unless the namespace goes.
+                Err(kube::Error::Api(answer)) if is_final(&answer) => {
                     warn!(object = %regarding.key, reason = answer.message, "an Event is refused");
                 }
                 Err(error) => {
@@ -77,6 +78,11 @@ impl Poster {
         }
         failed
     }
+}
+
+fn is_final(answer: &Status) -> bool {
+    let is_going = answer.details.iter().flat_map(|details| &details.causes).any(|cause| cause.reason == GOING);
+    answer.code < TOO_MANY_REQUESTS && (answer.code != FORBIDDEN || is_going)
 }
 
 fn event(regarding: &Regarding, finding: &Finding) -> Event {
@@ -115,5 +121,31 @@ fn event(regarding: &Regarding, finding: &Finding) -> Event {
 
 /// The API server takes no longer ones.
 const MAX_NOTE: usize = 1024;
+/// The cause of a refusal in a namespace that is being deleted.
+const GOING: &str = "NamespaceTerminating";
+const FORBIDDEN: u16 = 403;
 const CONFLICT: u16 = 409;
 const TOO_MANY_REQUESTS: u16 = 429;
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_is_forbidden_is_tried_again_unless_the_namespace_goes() {
+        let going = json!({"code": 403, "details": {"causes": [{"reason": "NamespaceTerminating"}]}});
+        for (answer, expected) in [
+            (json!({"code": 403, "message": "cannot create resource \"events\""}), false),
+            (going, true),
+            (json!({"code": 404}), true),
+            (json!({"code": 422}), true),
+            (json!({"code": 429}), false),
+            (json!({"code": 503}), false),
+        ] {
+            let status: Status = serde_json::from_value(answer.clone()).unwrap();
+            assert_eq!(is_final(&status), expected, "{answer}");
+        }
+    }
+}
