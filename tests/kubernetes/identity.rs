@@ -1,8 +1,16 @@
 //! Who gets a certificate, what it is good for, and that it is renewed unnoticed.
 
-use std::{fmt::Write as _, fs, process::Command, time::Duration};
+use std::{
+    fmt::Write as _,
+    fs,
+    io::Write as _,
+    path::Path,
+    process::{Command, Stdio},
+    time::Duration,
+};
 
 use anyhow::{Context, Result, ensure};
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD as BASE64};
 use envoy_types::pb::envoy::{config::core::v3::Node, service::discovery::v3::DiscoveryRequest};
 use libtest_mimic::Trial;
 use oxmesh_tests::{
@@ -46,6 +54,10 @@ async fn certificates(cluster: &'static Cluster) -> Result<()> {
     let key = KeyPair::generate()?;
     wrong_tokens(&outside, &shop, &request(&key, &[])?).await?;
     let token = outside.token(&shop, "buyer", "oxmesh.io", Some("buyer")).await?;
+    match cluster.accounts_key() {
+        Some(accounts) => forged_tokens(&outside, &token, &accounts, &request(&key, &[])?).await?,
+        None => println!("not shown on a cluster whose key is not ours: expired and forged tokens are refused"),
+    }
 
     // Names of others are not signed, whoever asks.
     let principal = format!("seller.{}.cluster.local", shop.name());
@@ -103,6 +115,27 @@ async fn wrong_tokens(outside: &Outside, shop: &Namespace, csr: &str) -> Result<
     let crossed = outside.token(shop, "seller", "oxmesh.io", Some("buyer")).await;
     ensure!(crossed.is_err(), "the API server has bound seller's token to buyer's pod");
     Ok(())
+}
+
+/// A good token is changed and signed anew: what is good of it stays so with the API server's key alone, and in its time.
+async fn forged_tokens(outside: &Outside, token: &str, accounts: &Path, csr: &str) -> Result<()> {
+    let jwt = Jwt::read(token)?;
+    let (status, answer) = outside.ask(Some(&jwt.signed(accounts)?), csr).await?;
+    ensure!(status == 200, "a token signed anew with the API server's own key: {status} {answer}");
+
+    let mut expired = jwt.clone();
+    for time in ["iat", "nbf", "exp"] {
+        let at = expired.claims[time].as_i64().with_context(|| format!("no {time}: {}", jwt.claims))?;
+        expired.claims[time] = json!(at - 3600);
+    }
+    outside.refused_with("an expired token", Some(&expired.signed(accounts)?), csr, 401, "token_refused").await?;
+
+    let folder = tempfile::tempdir()?;
+    let other = folder.path().join("other.key");
+    openssl(Command::new("openssl").args(["genrsa", "-out"]).arg(&other).arg("2048"), "")?;
+    outside.refused_with("a token of another key", Some(&jwt.signed(&other)?), csr, 401, "token_refused").await?;
+    let (signed, _) = token.rsplit_once('.').context("no signature")?;
+    outside.refused_with("a token without signature", Some(&format!("{signed}.")), csr, 401, "token_refused").await
 }
 
 /// What certificates of the buyer open over ADS.
@@ -280,7 +313,39 @@ fn verify(roots: &str, chain: &str) -> Result<()> {
     let (ca, leaf) = (folder.path().join("ca.pem"), folder.path().join("leaf.pem"));
     fs::write(&ca, roots)?;
     fs::write(&leaf, chain)?;
-    let said = Command::new("openssl").args(["verify", "-CAfile"]).arg(&ca).arg(&leaf).output()?;
-    ensure!(said.status.success(), "{}", String::from_utf8_lossy(&said.stderr));
-    Ok(())
+    openssl(Command::new("openssl").args(["verify", "-CAfile"]).arg(&ca).arg(&leaf), "").map(drop)
+}
+
+/// What OpenSSL prints, given `input`.
+fn openssl(command: &mut Command, input: &str) -> Result<Vec<u8>> {
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    child.stdin.take().context("no standard input")?.write_all(input.as_bytes())?;
+    let said = child.wait_with_output()?;
+    ensure!(said.status.success(), "{command:?}: {}", String::from_utf8_lossy(&said.stderr));
+    Ok(said.stdout)
+}
+
+/// A service account's token in its parts.
+#[derive(Clone)]
+struct Jwt {
+    /// As it is written in the token.
+    header: String,
+    claims: Value,
+}
+
+impl Jwt {
+    fn read(token: &str) -> Result<Self> {
+        let (header, rest) = token.split_once('.').context("no header")?;
+        let (claims, _) = rest.split_once('.').context("no claims")?;
+        let known: Value = serde_json::from_slice(&BASE64.decode(header)?)?;
+        ensure!(known["alg"] == "RS256" && known["kid"].is_string(), "signed otherwise: {known}");
+        Ok(Self { header: header.to_owned(), claims: serde_json::from_slice(&BASE64.decode(claims)?)? })
+    }
+
+    /// The token that says this, by an RSA key.
+    fn signed(&self, key: &Path) -> Result<String> {
+        let signed = format!("{}.{}", self.header, BASE64.encode(self.claims.to_string()));
+        let signature = openssl(Command::new("openssl").args(["dgst", "-sha256", "-sign"]).arg(key), &signed)?;
+        Ok(format!("{signed}.{}", BASE64.encode(signature)))
+    }
 }

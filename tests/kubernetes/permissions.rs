@@ -1,5 +1,5 @@
-//! The chart's roles, one permission after another taken away: the controller says which one it lacks, doesn't end, and
-//! what doesn't need it goes on.
+//! What goes on when a permission of the chart's roles is taken away: the controller says which, doesn't end, and only what
+//! needs it waits. That each of them is asked for in words is shown in [`crate::privilege`].
 
 use std::time::Duration;
 
@@ -23,20 +23,17 @@ pub(crate) fn trials(trials: &mut Vec<Trial>, missing: Option<&str>) {
 
 async fn denied(cluster: &'static Cluster) -> Result<()> {
     let mesh = Installed::new(cluster, DataPlane::Oxmesh, &[]).await?;
-    let steady = Steady::start(cluster, &mesh, 30).await?;
+    let steady = Steady::start(cluster, &mesh, 20).await?;
     let outside = cluster.namespace("asks").await?;
     outside.apply(&include_str!("data/asks.yaml").replace("{{app}}", &cluster.image("app"))).await?;
     outside.wait("pod/curl", "condition=Ready", LIMIT).await?;
     let roles = Roles { cluster, mesh: &mesh };
     reviews(&roles, &steady).await?;
-    statuses(&roles, &steady).await?;
     secrets(&roles, &steady).await?;
     steady.all_ok().await?;
     reads(&roles, &outside).await?;
-    steady.follows(&mesh).await?;
     authority(&roles).await?;
-    lease_and_preset(&roles).await?;
-    steady.follows(&mesh).await?;
+    lease_and_preset(&roles, &steady).await?;
     ensure!(mesh.nacks().await? == 0);
     Ok(())
 }
@@ -50,42 +47,21 @@ async fn reviews(roles: &Roles<'_>, steady: &Steady) -> Result<()> {
     steady.ns.rolled_out("deployment/store", Duration::from_secs(60)).await
 }
 
-/// Without `…/status` and `events` findings are in the log alone; they are written when the permission is back.
-async fn statuses(roles: &Roles<'_>, steady: &Steady) -> Result<()> {
-    let kinds = ["egresses/status", "traffictargets/status", "httproutegroups/status", "trafficsplits/status"];
-    let is_said = |rule: &Value| names(rule).any(|name| name.ends_with("/status") || name == "events");
-    let lacking = roles.without(CLUSTER_ROLE, is_said).await?;
-    steady.ns.apply(include_str!("data/policies.yaml")).await?;
-    for kind in kinds {
-        roles.says(&format!("cannot patch resource \"{kind}\"")).await?;
-    }
-    roles.says("cannot create resource \"events\"").await?;
-    roles.restore(lacking).await?;
-    eventually("the status is written", LIMIT, || async {
-        let target = steady.ns.get(["traffictarget", "wrong"]).await?;
-        ensure!(target["status"]["currentStatus"] == "error", "{target}");
-        Ok(())
-    })
-    .await
-}
-
 /// Without the authority's Secret a new controller can do nothing at all: it ends with words, and the old one goes on.
 async fn authority(roles: &Roles<'_>) -> Result<()> {
     let lacking = roles.without(ROLE, |rule| of(rule, "secrets")).await?;
-    roles.cluster.kubectl(["-n", roles.mesh.name(), "rollout", "restart", "deploy/osm-controller"]).await?;
+    roles.restart().await?;
     let words = "(the controller's Role must let it get and create Secrets in its namespace)";
     eventually("the new controller says what it lacks", LIMIT, || async {
-        let said =
-            roles.cluster.kubectl(["-n", roles.mesh.name(), "logs", "-l", "app=osm-controller", "--tail=-1"]).await?;
+        let said = roles.log().await?;
         ensure!(said.contains(words), "{}", said.lines().last().unwrap_or_default());
         Ok(())
     })
     .await?;
-    let available =
-        ["-n", roles.mesh.name(), "get", "deploy/osm-controller", "-o", "jsonpath={.status.availableReplicas}"];
-    ensure!(roles.cluster.kubectl(available).await? == "1", "the old controller is gone");
+    roles.old_serves().await?;
     roles.restore(lacking).await?;
-    roles.restarted().await
+    roles.restart().await?;
+    roles.mesh.ready(LIMIT).await
 }
 
 /// Without `secrets` a pod with real Envoy is refused in words, and pods with our own sidecar come up.
@@ -117,79 +93,37 @@ async fn secrets(roles: &Roles<'_>, steady: &Steady) -> Result<()> {
     roles.restore(lacking).await
 }
 
-/// A new controller that may not read a kind, or not the webhook configuration, isn't ready and says why; the old one
-/// goes on serving.
+/// A new controller that may not read a kind, nor the webhook configuration, isn't ready and says why; the old one goes on
+/// serving.
 async fn reads(roles: &Roles<'_>, outside: &Namespace) -> Result<()> {
-    let reads = |rule: &Value| {
-        rule["verbs"] == json!(["list", "watch"]) && !of(rule, "namespaces")
-            || of(rule, "mutatingwebhookconfigurations")
-    };
+    let reads = |rule: &Value| of(rule, "meshconfigs") || of(rule, "mutatingwebhookconfigurations");
     let lacking = roles.without(CLUSTER_ROLE, reads).await?;
-    roles.cluster.kubectl(["-n", roles.mesh.name(), "rollout", "restart", "deploy/osm-controller"]).await?;
-    let groups = [
-        "\"endpointslices\" in API group \"discovery.k8s.io\"",
-        "\"meshconfigs\" in API group \"config.openservicemesh.io\"",
-        "\"meshrootcertificates\"",
-        "\"extensionservices\"",
-        "\"egresses\" in API group \"policy.openservicemesh.io\"",
-        "\"ingressbackends\"",
-        "\"retries\"",
-        "\"upstreamtrafficsettings\"",
-        "\"telemetries\"",
-        "\"traffictargets\" in API group \"access.smi-spec.io\"",
-        "\"httproutegroups\" in API group \"specs.smi-spec.io\"",
-        "\"tcproutes\"",
-        "\"udproutes\"",
-        "\"trafficsplits\" in API group \"split.smi-spec.io\"",
-        "MutatingWebhookConfiguration",
-    ];
+    roles.restart().await?;
     eventually("the new controller says what it waits for", LIMIT, || async {
         let said = roles.readiness(outside).await?;
-        for group in groups {
-            ensure!(said.contains(group), "{group}: {said}");
+        for words in [
+            "cannot list resource \"meshconfigs\" in API group \"config.openservicemesh.io\"",
+            "the controller's ClusterRole must allow it",
+            "cannot list resource \"mutatingwebhookconfigurations\"",
+        ] {
+            ensure!(said.contains(words), "{words}: {said}");
         }
-        ensure!(said.contains("the controller's ClusterRole must allow it"), "{said}");
         Ok(())
     })
     .await?;
-    roles.restore(lacking).await?;
-    roles.mesh.ready(LIMIT).await?;
-    // Namespaces come before all else, with the core kinds of their rule.
-    let lacking = roles.without(CLUSTER_ROLE, |rule| of(rule, "namespaces")).await?;
-    roles.cluster.kubectl(["-n", roles.mesh.name(), "rollout", "restart", "deploy/osm-controller"]).await?;
-    eventually("the new controller waits for namespaces", LIMIT, || async {
-        let said = roles.readiness(outside).await?;
-        ensure!(said.contains("cannot list resource \"namespaces\""), "{said}");
-        Ok(())
-    })
-    .await?;
+    roles.old_serves().await?;
     roles.restore(lacking).await?;
     roles.mesh.ready(LIMIT).await
 }
 
-/// Without the lease nothing is written, without MeshConfig and its preset the defaults stay in force. All are missing at
-/// first, and come back in the order in which a controller needs them.
-async fn lease_and_preset(roles: &Roles<'_>) -> Result<()> {
-    let steps = [("leases", "get"), ("meshconfigs", "get"), ("configmaps", "get"), ("meshconfigs", "create")];
-    let is_it = |rule: &Value, (resource, verb): (&str, &str)| {
-        of(rule, resource) && (resource == "leases" || rule["verbs"] == json!([verb]))
-    };
-    let full = roles.without(ROLE, |rule| steps.iter().any(|step| is_it(rule, *step))).await?;
-    let config = ["-n", roles.mesh.name(), "delete", "meshconfig", "osm-mesh-config"];
-    roles.cluster.kubectl(config).await?;
-    roles.restarted().await?;
-    for (at, (resource, verb)) in steps.iter().enumerate() {
-        roles.says(&format!("cannot {verb} resource \"{resource}\"")).await?;
-        let mut role = full.clone();
-        let rules = role["rules"].as_array_mut().context("rules")?;
-        rules.retain(|rule| !steps[at + 1..].iter().any(|step| is_it(rule, *step)));
-        roles.restore(role).await?;
-    }
-    eventually("the preset MeshConfig is made", LIMIT, || async {
-        roles.cluster.kubectl(["-n", roles.mesh.name(), "get", "meshconfig", "osm-mesh-config"]).await
-    })
-    .await
-    .map(|_| ())
+/// Without the lease and MeshConfig's preset nothing is written, and a new controller serves all the same.
+async fn lease_and_preset(roles: &Roles<'_>, steady: &Steady) -> Result<()> {
+    let lacking = roles.without(ROLE, |rule| !of(rule, "secrets")).await?;
+    roles.restart().await?;
+    roles.mesh.ready(LIMIT).await?;
+    roles.says("cannot get resource \"leases\"").await?;
+    steady.follows(roles.mesh).await?;
+    roles.restore(lacking).await
 }
 
 const CLUSTER_ROLE: &str = "clusterrole";
@@ -206,7 +140,7 @@ impl Roles<'_> {
     async fn without(&self, kind: &str, is_it: impl Fn(&Value) -> bool) -> Result<Value> {
         let name =
             if kind == ROLE { "osm-controller".to_owned() } else { format!("osm-controller-{}", self.mesh.name()) };
-        let text = self.cluster.kubectl(["-n", self.mesh.name(), "get", kind, &name, "-o", "json"]).await?;
+        let text = self.mesh.kubectl(["get", kind, &name, "-o", "json"]).await?;
         let mut before: Value = serde_json::from_str(&text)?;
         if let Some(metadata) = before["metadata"].as_object_mut() {
             metadata.retain(|key, _| ["name", "namespace", "labels", "annotations"].contains(&key.as_str()));
@@ -224,11 +158,15 @@ impl Roles<'_> {
         self.cluster.apply(&role.to_string()).await.map(|_| ())
     }
 
+    /// What the controllers have logged.
+    async fn log(&self) -> Result<String> {
+        Ok(self.mesh.kubectl(["logs", "-l", "app=osm-controller", "--tail=-1"]).await?.replace('\\', ""))
+    }
+
     /// Waits until a controller has logged these words, and no controller has ended.
     async fn says(&self, words: &str) -> Result<()> {
         eventually(&format!("the log says {words}"), LIMIT, || async {
-            let log = ["-n", self.mesh.name(), "logs", "-l", "app=osm-controller", "--tail=-1", "--prefix=false"];
-            let log = self.cluster.kubectl(log).await?.replace('\\', "");
+            let log = self.log().await?;
             ensure!(log.contains(words), "{}", log.lines().rev().take(5).collect::<Vec<_>>().join("\n"));
             Ok(())
         })
@@ -238,32 +176,27 @@ impl Roles<'_> {
 
     async fn none_has_ended(&self) -> Result<()> {
         let path = "jsonpath={.items[*].status.containerStatuses[*].restartCount}";
-        let pods = ["-n", self.mesh.name(), "get", "pods", "-l", "app=osm-controller", "-o", path];
-        let counts = self.cluster.kubectl(pods).await?;
+        let counts = self.mesh.kubectl(["get", "pods", "-l", "app=osm-controller", "-o", path]).await?;
         ensure!(counts.split_whitespace().all(|count| count == "0"), "restarts: {counts}");
         Ok(())
     }
 
-    /// A new controller is ready and the old one gone.
-    async fn restarted(&self) -> Result<()> {
-        self.cluster.kubectl(["-n", self.mesh.name(), "rollout", "restart", "deploy/osm-controller"]).await?;
-        self.mesh.ready(LIMIT).await
+    async fn restart(&self) -> Result<()> {
+        self.mesh.kubectl(["rollout", "restart", "deploy/osm-controller"]).await.map(|_| ())
+    }
+
+    /// The controller from before the restart is there and ready.
+    async fn old_serves(&self) -> Result<()> {
+        let path = "jsonpath={.status.availableReplicas}";
+        let available = self.mesh.kubectl(["get", "deploy/osm-controller", "-o", path]).await?;
+        ensure!(available == "1", "of old controllers {available:?} are available");
+        Ok(())
     }
 
     /// What the newest controller answers when asked whether it is ready.
     async fn readiness(&self, outside: &Namespace) -> Result<String> {
-        let newest = [
-            "-n",
-            self.mesh.name(),
-            "get",
-            "pods",
-            "-l",
-            "app=osm-controller",
-            "--sort-by=.metadata.creationTimestamp",
-            "-o",
-            "jsonpath={.items[-1:].status.podIP}",
-        ];
-        let ip = self.cluster.kubectl(newest).await?;
+        let (order, path) = ("--sort-by=.metadata.creationTimestamp", "jsonpath={.items[-1:].status.podIP}");
+        let ip = self.mesh.kubectl(["get", "pods", "-l", "app=osm-controller", order, "-o", path]).await?;
         let said =
             outside.exec("curl", ["curl", "-sS", "--max-time", "5", &format!("http://{ip}:9091/health/ready")]).await?;
         self.none_has_ended().await?;

@@ -14,12 +14,13 @@ use oxmesh_tests::{
 };
 use regex::{Captures, Regex};
 use serde_json::{Value, json};
-use tokio::{select, time::sleep};
+use tokio::{select, time::sleep, try_join};
 
 use crate::scenario;
 
 pub(crate) fn trials(trials: &mut Vec<Trial>, missing: Option<&str>) {
-    let name = "a controller without permissions asks for those of its roles in words, one after another, and for no others";
+    let name =
+        "a controller without permissions asks for those of its roles in words, one after another, and for no others";
     scenario(trials, missing, name, from_nothing);
 }
 
@@ -55,33 +56,7 @@ async fn begin_anew(mesh: &Installed, giver: &Giver<'_>) -> Result<()> {
 /// Everything that the controller needs a permission for.
 async fn works(cluster: &Cluster, mesh: &Installed, shop: &Namespace) -> Result<()> {
     mesh.ready(LIMIT).await?;
-    eventually("the lease is held", LIMIT, || async {
-        let holder = "jsonpath={.spec.holderIdentity}";
-        ensure!(!mesh.kubectl(["get", "lease", "osm-controller", "-o", holder]).await?.is_empty());
-        Ok(())
-    })
-    .await?;
-    let config = || mesh.kubectl(["get", "meshconfig", "osm-mesh-config"]);
-    eventually("MeshConfig is made of its preset", LIMIT, config).await?;
-    let pod = |name: &str, plane: &str, more: Value| {
-        let mut spec = json!({"terminationGracePeriodSeconds": 1, "containers": [{"name": "app",
-            "image": cluster.image("app"), "args": ["serve", "--http", "8080"]}]});
-        if let (Some(spec), Value::Object(more)) = (spec.as_object_mut(), more) {
-            spec.extend(more);
-        }
-        let metadata = json!({"name": name, "labels": {"app": "store"}, "annotations": {"oxmesh.io/data-plane": plane}});
-        json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}).to_string()
-    };
-    let ours = pod("ours", "oxmesh", json!({}));
-    eventually("a pod gets its sidecar", LIMIT, || shop.apply(&ours)).await?;
-    shop.wait("pod/ours", "condition=Ready", LIMIT).await?;
-    let envoy = pod("envoy", "envoy", json!({}));
-    eventually("a pod gets Envoy", LIMIT, || shop.apply(&envoy)).await?;
-    // Refused when the webhook has made its Secret.
-    let never = shop.apply(&pod("never", "envoy", json!({"hostname": "not a name"}))).await;
-    let words = never.err().map(|error| format!("{error:#}")).unwrap_or_default();
-    ensure!(words.contains("spec.hostname: Invalid value"), "{words:?}");
-    secrets(shop).await?;
+    try_join!(lease_and_preset(mesh), pods(cluster, shop))?;
     written(shop).await?;
     bundle(cluster, mesh).await?;
     ensure!(mesh.metric("oxmesh_csr_signed_count").await? >= 1.0, "no certificate was signed");
@@ -89,12 +64,45 @@ async fn works(cluster: &Cluster, mesh: &Installed, shop: &Namespace) -> Result<
     Ok(())
 }
 
+async fn lease_and_preset(mesh: &Installed) -> Result<()> {
+    eventually("the lease is held", LIMIT, || async {
+        let holder = "jsonpath={.spec.holderIdentity}";
+        ensure!(!mesh.kubectl(["get", "lease", "osm-controller", "-o", holder]).await?.is_empty());
+        Ok(())
+    })
+    .await?;
+    let config = || mesh.kubectl(["get", "meshconfig", "osm-mesh-config"]);
+    eventually("MeshConfig is made of its preset", LIMIT, config).await.map(|_| ())
+}
+
+/// A pod with our sidecar, one with Envoy, and one with Envoy that never comes.
+async fn pods(cluster: &Cluster, shop: &Namespace) -> Result<()> {
+    let pod = |name: &str, plane: &str, hostname: &str| {
+        json!({"apiVersion": "v1", "kind": "Pod",
+            "metadata": {"name": name, "labels": {"app": "store"}, "annotations": {"oxmesh.io/data-plane": plane}},
+            "spec": {"hostname": hostname, "terminationGracePeriodSeconds": 1, "containers": [{"name": "app",
+                "image": cluster.image("app"), "args": ["serve", "--http", "8080"]}]}})
+        .to_string()
+    };
+    let ours = pod("ours", "oxmesh", "ours");
+    eventually("a pod gets its sidecar", LIMIT, || shop.apply(&ours)).await?;
+    shop.wait("pod/ours", "condition=Ready", LIMIT).await?;
+    let envoy = pod("envoy", "envoy", "envoy");
+    eventually("a pod gets Envoy", LIMIT, || shop.apply(&envoy)).await?;
+    // What the webhook has let in, and made a Secret for, is refused after that.
+    let never = shop.apply(&pod("never", "envoy", "not a name")).await;
+    let words = never.err().map(|error| format!("{error:#}")).unwrap_or_default();
+    ensure!(words.contains("spec.hostname: Invalid value"), "{words:?}");
+    secrets(shop).await
+}
+
 /// The Secret of the pod with Envoy is the pod's, and that of the pod that never came is gone.
 async fn secrets(shop: &Namespace) -> Result<()> {
     let uid = shop.get(["pod", "envoy"]).await?["metadata"]["uid"].clone();
     eventually("each Secret has its pod", LIMIT, || async {
         let secrets = shop.get(["secrets"]).await?;
-        let owners = secrets["items"].as_array().into_iter().flatten().map(|s| &s["metadata"]["ownerReferences"][0]["uid"]);
+        let owners =
+            secrets["items"].as_array().into_iter().flatten().map(|s| &s["metadata"]["ownerReferences"][0]["uid"]);
         ensure!(owners.collect::<Vec<_>>() == [&uid], "{secrets}");
         Ok(())
     })

@@ -110,6 +110,13 @@ impl Cluster {
         &self.kubeconfig
     }
 
+    /// The key with which the API server signs service accounts' tokens, PEM; none where the cluster is the user's own.
+    #[must_use]
+    pub fn accounts_key(&self) -> Option<PathBuf> {
+        let name = env::var("OXMESH_CLUSTER").unwrap_or_else(|_| "oxmesh-cluster".to_owned());
+        self.ours.then(|| Path::new("/tmp").join(name).join("pki/accounts.key"))
+    }
+
     /// Stops one of the control plane's programs hard and starts it again: `etcd`, `kube-apiserver`, ….
     ///
     /// # Errors
