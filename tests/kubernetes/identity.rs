@@ -15,6 +15,7 @@ use envoy_types::pb::envoy::{config::core::v3::Node, service::discovery::v3::Dis
 use libtest_mimic::Trial;
 use oxmesh_tests::{
     cluster::{Cluster, Namespace},
+    eventually,
     installed::{DataPlane, Installed},
 };
 use prost::Message as _;
@@ -247,25 +248,24 @@ impl Outside {
         Ok((status.parse()?, serde_json::from_str(answer)?))
     }
 
-    /// The API server remembers for some seconds that a token was good; until then the controller itself misses the pod.
+    /// The API server remembers for some seconds that a token was good; then the controller itself misses the pod, as soon
+    /// as it has heard of the end.
     async fn refused_since_gone(&self, what: &str, token: &str) -> Result<()> {
-        let (got, answer) = self.ask(Some(token), &request(&KeyPair::generate()?, &[])?).await?;
-        let word = if got == 401 { "token_refused" } else { "pod_unknown" };
-        ensure!([401, 403].contains(&got) && code(&answer) == word, "{what}: {got} {answer}");
-        Self::without_certificate(what, &answer)
+        let csr = request(&KeyPair::generate()?, &[])?;
+        eventually(what, Duration::from_secs(10), || async {
+            let (status, answer) = self.ask(Some(token), &csr).await?;
+            let is_gone = matches!((status, code(&answer)), (401, "token_refused") | (403, "pod_unknown"));
+            ensure!(is_gone, "{status} {answer}");
+            brings_nothing(what, &answer)
+        })
+        .await
     }
 
-    /// A request is refused with this status and this word, and says what to do.
+    /// A request is refused with this status and this word.
     async fn refused_with(&self, what: &str, token: Option<&str>, csr: &str, status: u16, word: &str) -> Result<()> {
         let (got, answer) = self.ask(token, csr).await?;
         ensure!((got, code(&answer)) == (status, word), "{what}: {got} {answer}");
-        Self::without_certificate(what, &answer)
-    }
-
-    fn without_certificate(what: &str, answer: &Value) -> Result<()> {
-        ensure!(answer["hint"].as_str().is_some_and(|hint| !hint.is_empty()), "{what}: {answer}");
-        ensure!(answer.get("sidecar").is_none() && answer.get("service").is_none(), "{what}: {answer}");
-        Ok(())
+        brings_nothing(what, &answer)
     }
 
     /// Opens ADS with a certificate, as the sidecar `uuid`, asks for resources of a kind, and returns all the text in what
@@ -290,6 +290,13 @@ impl Outside {
         // gRPC's words are escaped.
         Ok(said.replace("%20", " ").replace("%3C", "<").replace("%3E", ">"))
     }
+}
+
+/// A refusal says what to do, and has no certificate in it.
+fn brings_nothing(what: &str, answer: &Value) -> Result<()> {
+    ensure!(answer["hint"].as_str().is_some_and(|hint| !hint.is_empty()), "{what}: {answer}");
+    ensure!(answer.get("sidecar").is_none() && answer.get("service").is_none(), "{what}: {answer}");
+    Ok(())
 }
 
 fn code(answer: &Value) -> &str {
