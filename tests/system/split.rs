@@ -59,7 +59,8 @@ async fn tcp(planes: Planes) -> Result<()> {
     // The server that speaks first says who it is. A version whose endpoints the client has not heard of closes at once.
     let seen = RefCell::new(BTreeSet::new());
     eventually("both versions answer", Duration::from_secs(30), || async {
-        seen.borrow_mut().insert(banner(&mesh, "client", "store.shop", 3306).await?);
+        let said = banner(&mesh, "client", "store.shop", 3306).await?;
+        seen.borrow_mut().insert(said);
         ensure!(seen.borrow().len() == 2, "only {seen:?}");
         Ok(())
     })
