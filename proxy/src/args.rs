@@ -73,6 +73,11 @@ pub struct Args {
     #[arg(long, value_name = "DURATION", default_value = "5", value_parser = duration)]
     pub shutdown_grace: Duration,
 
+    /// Seconds (or a duration) after SIGTERM in which it serves as before, for a sidecar that is told to end together with
+    /// its application; /quitquitquit and a second signal end them
+    #[arg(long, value_name = "DURATION", default_value = "0", value_parser = duration)]
+    pub shutdown_delay: Duration,
+
     /// File that the admin interface's address is written to
     #[arg(long, value_name = "FILE")]
     pub admin_address_path: Option<PathBuf>,
@@ -229,8 +234,9 @@ mod tests {
         assert_eq!((args.mode, args.concurrency.unwrap().get()), (Mode::Serve, 2));
         assert_eq!(args.drain_time, Duration::from_secs(45));
         assert_eq!(args.component_log_level.len(), 2);
-        let short = parse("-c x.yaml -l warning --mode init_only --shutdown-grace 1500ms").unwrap();
+        let short = parse("-c x.yaml -l warning --mode init_only --shutdown-grace 1500ms --shutdown-delay 8").unwrap();
         assert_eq!((short.mode, short.shutdown_grace), (Mode::InitOnly, Duration::from_millis(1500)));
+        assert_eq!((short.shutdown_delay, args.shutdown_delay), (Duration::from_secs(8), Duration::ZERO));
     }
 
     #[test]

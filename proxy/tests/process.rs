@@ -311,6 +311,37 @@ fn a_second_signal_ends_it_at_once() {
     assert_eq!(open.join().unwrap().0, 0);
 }
 
+/// A proxy that has taken in SIGTERM and serves on for `delay`.
+fn serving_on(delay: &str) -> Proxy {
+    let directory = tempfile::tempdir().unwrap();
+    let log = directory.path().join("log");
+    let flags = ["--shutdown-delay", delay, "--log-path", log.to_str().unwrap()];
+    let proxy = Proxy::start(App::at_once().address, &flags);
+    proxy.signal("TERM");
+    wait_for("its word", || std::fs::read_to_string(&log).ok().filter(|text| text.contains("serving on")));
+    proxy
+}
+
+#[test]
+fn with_a_delay_it_serves_on_after_sigterm_until_the_delay_is_over() {
+    let start = Instant::now();
+    let mut proxy = serving_on("2");
+    assert_eq!(request(proxy.listener(), "GET", "/", "any"), (200, "body".to_owned()));
+    assert_eq!(proxy.get("/ready").0, 200);
+    assert_eq!(proxy.exit_code(), Some(0));
+    assert!(start.elapsed() >= Duration::from_secs(2), "{:?}", start.elapsed());
+}
+
+#[test]
+fn the_delay_ends_at_quitquitquit_and_at_a_second_signal() {
+    let mut proxy = serving_on("1h");
+    assert_eq!(proxy.post("/quitquitquit").0, 200);
+    assert_eq!(proxy.exit_code(), Some(0));
+    let mut proxy = serving_on("1h");
+    proxy.signal("INT");
+    assert_eq!(proxy.exit_code(), Some(0));
+}
+
 #[test]
 fn sigusr1_reopens_the_log_and_sighup_does_nothing() {
     let directory = tempfile::tempdir().unwrap();

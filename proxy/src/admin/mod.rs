@@ -55,7 +55,7 @@ use crate::{
 /// What the admin interface asks of the process.
 #[derive(Debug)]
 pub enum Ask {
-    /// The end, as on SIGTERM.
+    /// The end, as on SIGTERM but without `--shutdown-delay`.
     Quit,
     /// Listeners stop to accept.
     CloseListeners {

@@ -87,6 +87,7 @@ impl Admin {
                 "service_zone": args.service_zone,
                 "drain_time": format!("{}s", args.drain_time.as_secs()),
                 "shutdown_grace": format!("{}s", args.shutdown_grace.as_secs_f64()),
+                "shutdown_delay": format!("{}s", args.shutdown_delay.as_secs_f64()),
                 "mode": "Serve",
             },
             "node": {"id": node.id, "cluster": node.cluster},

@@ -35,7 +35,7 @@ const PAGES: [(&str, bool, &str); 21] = [
     ("/listeners", false, "listening addresses (format=json)"),
     ("/logging", true, "show or change log levels (level, <part>, paths)"),
     ("/memory", false, "memory of the process"),
-    ("/quitquitquit", true, "end the process as SIGTERM does"),
+    ("/quitquitquit", true, "end the process as SIGTERM does, without --shutdown-delay"),
     ("/ready", false, "200 LIVE when the traffic threads serve, else 503 and the state"),
     ("/reopen_logs", true, "open log files anew"),
     ("/reset_counters", true, "set counters and histograms to zero"),

@@ -6,7 +6,7 @@ use anyhow::{Context as _, bail};
 use arc_swap::ArcSwap;
 use tokio::{
     sync::{mpsc, oneshot},
-    time::timeout,
+    time::{Instant, sleep, sleep_until, timeout},
 };
 
 use super::{
@@ -76,27 +76,11 @@ pub(super) async fn serve(args: &Args, parts: Parts, logging: Logging, workers: 
     tokio::spawn(begin(agent, stream));
     tokio::spawn(control.run());
     tracing::info!(version = env!("CARGO_PKG_VERSION"), workers = workers.count(), "serving");
-    loop {
-        tokio::select! {
-            signal = signals.next() => match signal {
-                Asked::End => break,
-                Asked::ReopenLogs => {
-                    logging.reopen();
-                    shared.sinks.reopen();
-                }
-            },
-            ask = asked.recv() => match ask {
-                Some(Ask::Quit) | None => break,
-                Some(Ask::CloseListeners { which, after }) => {
-                    let close = close.clone();
-                    tokio::spawn(async move {
-                        tokio::time::sleep(after).await;
-                        close_listeners(&close, which).await;
-                    });
-                }
-            },
-        }
-    }
+    let reopen_logs = || {
+        logging.reopen();
+        shared.sinks.reopen();
+    };
+    serve_on(args.shutdown_delay, &mut signals, &mut asked, &close, reopen_logs).await;
     admin.ending();
     close_listeners(&close, Close::All).await;
     let grace = args.shutdown_grace;
@@ -122,6 +106,47 @@ async fn begin(agent: Option<Agent>, stream: Option<impl Future<Output = ()> + S
     }
     if let Some(agent) = agent {
         agent.run().await;
+    }
+}
+
+/// Returns `delay` after the first signal to end, or at the second one or at `/quitquitquit`.
+async fn serve_on(
+    delay: Duration,
+    signals: &mut Signals,
+    asked: &mut mpsc::Receiver<Ask>,
+    close: &mpsc::Sender<(Close, oneshot::Sender<()>)>,
+    reopen_logs: impl Fn(),
+) {
+    let mut end: Option<Instant> = None;
+    loop {
+        tokio::select! {
+            signal = signals.next() => match signal {
+                Asked::End if end.is_some() || delay.is_zero() => return,
+                Asked::End => {
+                    tracing::info!(?delay, "told to end; serving on meanwhile");
+                    end = Some(Instant::now() + delay);
+                }
+                Asked::ReopenLogs => reopen_logs(),
+            },
+            ask = asked.recv() => match ask {
+                Some(Ask::Quit) | None => return,
+                Some(Ask::CloseListeners { which, after }) => {
+                    let close = close.clone();
+                    tokio::spawn(async move {
+                        sleep(after).await;
+                        close_listeners(&close, which).await;
+                    });
+                }
+            },
+            () = at(end) => return,
+        }
+    }
+}
+
+async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => sleep_until(time).await,
+        None => std::future::pending().await,
     }
 }
 
