@@ -10,7 +10,7 @@ use clap::{ArgGroup, Parser, ValueEnum};
 use ipnet::Ipv4Net;
 use oxmesh_controller::api::crds_yaml;
 use oxmesh_controller::app::{App, Authority, Options, Source};
-use oxmesh_controller::inject::{self, DataPlane};
+use oxmesh_controller::inject::{self, DataPlane, NativeSidecars};
 use oxmesh_controller::kubernetes;
 use oxmesh_controller::lint::lint;
 use oxmesh_controller::settings::Settings;
@@ -79,6 +79,10 @@ struct Arguments {
     /// The sidecar where neither pod nor namespace chooses by oxmesh.io/data-plane.
     #[arg(long, value_enum, default_value_t = DataPlane::Oxmesh)]
     data_plane: DataPlane,
+    /// Sidecars as init containers that keep running: start before the application, end after it, don't keep Jobs from
+    /// ending.
+    #[arg(long, value_enum, default_value_t = NativeSidecars::Auto)]
+    native_sidecars: NativeSidecars,
     /// The control plane's own addresses; where one is IPv6, sidecars listen for probes on IPv6 too.
     #[arg(long, value_name = "IPS", value_delimiter = ',', env = "POD_IPS")]
     pod_ips: Vec<IpAddr>,
@@ -166,6 +170,7 @@ async fn run(arguments: Arguments, settings: Settings) -> anyhow::Result<()> {
         init_image: arguments.init_image,
         envoy_image: arguments.envoy_image,
         data_plane: arguments.data_plane,
+        native_sidecars: arguments.native_sidecars,
         pod_ips: arguments.pod_ips,
         orphan_age: arguments.orphan_age,
     });

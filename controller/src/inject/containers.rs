@@ -258,9 +258,12 @@ pub fn first(mut container: Container, choice: &Choice, grace: i64) -> Container
             }),
             ..Lifecycle::default()
         });
-        // All containers are told to end at once: the proxy must outlast the application's last requests.
-        let seconds = (grace - 1).max(1);
-        container.args.get_or_insert_default().extend(["--shutdown-grace".to_owned(), seconds.to_string()]);
+        // All containers are told to end at once: the proxy serves on while the application may, and is gone before kubelet
+        // would kill it.
+        let delay = (grace - 1 - LAST_GRACE).max(0);
+        let args = container.args.get_or_insert_default();
+        args.extend(["--shutdown-delay".to_owned(), delay.to_string()]);
+        args.extend(["--shutdown-grace".to_owned(), LAST_GRACE.to_string()]);
     }
     container
 }
@@ -454,3 +457,5 @@ const IDENTITY_DIR: &str = "/etc/oxmesh/identity";
 const TOKEN_DIR: &str = "/var/run/secrets/oxmesh";
 /// Seconds that kubelet waits for the sidecar before it starts it anew: as long as a control plane may be away.
 const STARTUP_PATIENCE: i32 = 600;
+/// Seconds for what is open when a proxy that ends together with the application has served on as long as it can.
+const LAST_GRACE: i64 = 1;

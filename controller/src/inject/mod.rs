@@ -57,6 +57,17 @@ impl DataPlane {
     }
 }
 
+/// Whether sidecars are init containers that keep running.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum NativeSidecars {
+    /// If the API server knows them (Kubernetes 1.29 and later).
+    Auto,
+    /// Yes; no pod is reviewed while the API server doesn't know them.
+    Always,
+    /// No: they are the first of the ordinary containers, for nodes older than 1.29.
+    Never,
+}
+
 /// What the operator chose for all pods, apart from MeshConfig.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
@@ -74,7 +85,7 @@ pub struct Settings {
     pub envoy_image: String,
     /// The sidecar where neither pod nor namespace chooses.
     pub data_plane: DataPlane,
-    /// The cluster knows init containers that keep running (Kubernetes 1.29 and later).
+    /// Sidecars are init containers that keep running.
     pub native_sidecars: bool,
     /// Where sidecars listen for probes: 0.0.0.0, or `::` (IPv4 too) in clusters with IPv6.
     pub probe_address: IpAddr,

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use super::webhook::{Injector, InjectorTls, Snapshots, serve};
-use super::{DataPlane, Settings};
+use super::{DataPlane, NativeSidecars, Settings};
 use crate::readiness::Part;
 use crate::shared::Shared;
 
@@ -28,6 +28,8 @@ pub struct Options {
     pub envoy_image: Option<String>,
     /// The sidecar where neither pod nor namespace chooses.
     pub data_plane: DataPlane,
+    /// Whether sidecars are init containers that keep running.
+    pub native_sidecars: NativeSidecars,
     /// The control plane's own addresses: where one is IPv6, sidecars listen for probes on IPv6 too.
     pub pod_ips: Vec<IpAddr>,
     /// After this a pod that was admitted is there or never comes, and the Secret made for its Envoy is removed.
@@ -45,7 +47,7 @@ pub(crate) async fn run(
 ) {
     let native_sidecars = tokio::select! {
         () = stop.cancelled() => return,
-        version = version(&client, &shared) => has_native_sidecars(&version),
+        native = native_sidecars(options.native_sidecars, &client, &shared) => native,
     };
     let mesh = &shared.settings;
     let tls = match InjectorTls::new(Arc::clone(&shared.issuer), &mesh.osm_namespace, CERTIFICATE_VALIDITY) {
@@ -77,16 +79,35 @@ pub(crate) async fn run(
     shared.readiness.wait(Part::Injector, "new pods are reviewed no longer");
 }
 
-async fn version(client: &Client, shared: &Shared) -> Info {
+/// Asks the API server until what the operator chose can be done: a choice that can't is the operator's to change, or
+/// waits for the server's upgrade.
+async fn native_sidecars(choice: NativeSidecars, client: &Client, shared: &Shared) -> bool {
     loop {
-        match client.apiserver_version().await {
-            Ok(version) => return version,
-            Err(error) => {
-                warn!(%error, "the API server's version is not known yet; no pod is reviewed before");
-                shared.readiness.explain(Part::Injector, format!("the API server's version is not known yet: {error}"));
-            }
-        }
-        tokio::time::sleep(VERSION_PAUSE).await;
+        let (why, pause) = match client.apiserver_version().await {
+            Ok(version) => match decide(choice, &version) {
+                Ok(native) => return native,
+                Err(why) => (why, REFUSED_PAUSE),
+            },
+            Err(error) => (format!("the API server's version is not known yet: {error}"), VERSION_PAUSE),
+        };
+        warn!(why, "no pod is reviewed yet");
+        shared.readiness.explain(Part::Injector, why);
+        tokio::time::sleep(pause).await;
+    }
+}
+
+/// An older server drops `restartPolicy` without a word: the sidecar would be an init container that never ends, and no
+/// pod would start.
+fn decide(choice: NativeSidecars, version: &Info) -> Result<bool, String> {
+    match (choice, has_native_sidecars(version)) {
+        (NativeSidecars::Never, _) => Ok(false),
+        (NativeSidecars::Auto, has) => Ok(has),
+        (NativeSidecars::Always, true) => Ok(true),
+        (NativeSidecars::Always, false) => Err(format!(
+            "--native-sidecars=always: the API server is of version {}, and native sidecars come with 1.29 (upgrade it, or \
+             choose auto or never, osm.injector.nativeSidecars in the chart)",
+            version.git_version
+        )),
     }
 }
 
@@ -98,18 +119,28 @@ fn has_native_sidecars(version: &Info) -> bool {
 
 const CERTIFICATE_VALIDITY: Duration = Duration::from_secs(24 * 3600);
 const VERSION_PAUSE: Duration = Duration::from_secs(1);
+/// Between two looks at a server that is too old.
+const REFUSED_PAUSE: Duration = Duration::from_secs(10);
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn native_sidecars_come_with_1_29() {
-        for (major, minor, expected) in
+    fn native_sidecars_come_with_1_29_unless_the_operator_says_otherwise() {
+        for (major, minor, has) in
             [("1", "28", false), ("1", "29", true), ("1", "34+", true), ("2", "0", true), ("", "", false)]
         {
-            let version = Info { major: major.into(), minor: minor.into(), ..Info::default() };
-            assert_eq!(has_native_sidecars(&version), expected, "{major}.{minor}");
+            let git_version = format!("v{major}.{minor}.0");
+            let version = Info { major: major.into(), minor: minor.into(), git_version, ..Info::default() };
+            assert_eq!(decide(NativeSidecars::Auto, &version), Ok(has), "{major}.{minor}");
+            assert_eq!(decide(NativeSidecars::Never, &version), Ok(false), "{major}.{minor}");
+            match decide(NativeSidecars::Always, &version) {
+                Ok(native) => assert!(native && has, "{major}.{minor}"),
+                Err(why) => {
+                    assert!(!has && why.contains(&version.git_version) && why.contains("--native-sidecars"), "{why}");
+                }
+            }
         }
     }
 }

@@ -90,13 +90,23 @@ fn without_native_sidecars_the_proxy_is_first_and_holds_the_application_back() {
     let old = Settings { native_sidecars: false, ..settings() };
     let mut pod = app(json!({}));
     pod["spec"]["initContainers"] = json!([{"name": "migrate", "image": "m"}]);
-    let spec = injected(&pod, &old, json!({})).pod["spec"].clone();
+    let with = injected(&pod, &old, json!({})).pod;
+    let (spec, annotations) = (&with["spec"], &with["metadata"]["annotations"]);
     assert_eq!(names(&spec["initContainers"]), ["migrate", "osm-init"]);
     assert_eq!(names(&spec["containers"]), ["envoy", "app"]);
     let hook = &spec["containers"][0]["lifecycle"]["postStart"]["exec"]["command"];
     assert_eq!(hook, &json!(["envoy", "--mode", "await_ready"]));
-    assert_eq!(after_flag(&args(&spec["containers"], "envoy"), "--shutdown-grace"), Some("29"));
+    for (grace, delay) in [(None, "28"), (Some(20), "18"), (Some(1), "0"), (Some(0), "0")] {
+        pod["spec"]["terminationGracePeriodSeconds"] = json!(grace);
+        let containers = injected(&pod, &old, json!({})).pod["spec"]["containers"].clone();
+        let args = args(&containers, "envoy");
+        assert_eq!(
+            (after_flag(&args, "--shutdown-delay"), after_flag(&args, "--shutdown-grace")),
+            (Some(delay), Some("1"))
+        );
+    }
     assert!(spec["containers"][0].get("restartPolicy").is_none());
+    assert_eq!(annotations["kubectl.kubernetes.io/default-container"], "app");
 }
 
 #[test]
