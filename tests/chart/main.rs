@@ -28,6 +28,7 @@ const REPLICATED: &[&str] = &[
     "osm.outboundPortExclusionList={5432}",
     "osm.controllerLogLevel=disabled",
     "osm.meshName=second",
+    "osm.injector.nativeSidecars=never",
 ];
 
 fn main() -> ExitCode {
@@ -79,8 +80,12 @@ fn run(words: &[&str]) -> Result<String> {
 }
 
 fn render(values: &[&str]) -> Result<String> {
+    render_for("v1.34.0", values)
+}
+
+fn render_for(kubernetes: &str, values: &[&str]) -> Result<String> {
     let chart = chart();
-    let mut words = vec!["template", "osm", &chart, "--namespace", "osm-system"];
+    let mut words = vec!["template", "osm", &chart, "--namespace", "osm-system", "--kube-version", kubernetes];
     for value in values {
         words.extend(["--set", value]);
     }
@@ -134,6 +139,7 @@ async fn unknown_keys() -> Result<()> {
         ("osm.meshName=Not_A_Name", "meshName"),
         ("osm.certificateProvider.serviceCertValidityDuration=soon", "serviceCertValidityDuration"),
         ("osm.dataPlane=nginx", "dataPlane"),
+        ("osm.injector.nativeSidecars=yes", "nativeSidecars"),
         ("osm.inboundPortExclusionList={70000}", "inboundPortExclusionList"),
     ] {
         let error = render(&[value]).err().with_context(|| format!("{value} was taken"))?.to_string();
@@ -162,6 +168,11 @@ async fn refused() -> Result<()> {
         let error = render(&[value]).err().with_context(|| format!("{value} was taken"))?.to_string();
         ensure!(error.contains(&format!("- {key}: ")), "{value}: {error}");
     }
+    let always = ["osm.injector.nativeSidecars=always"];
+    render(&always)?;
+    let old = render_for("v1.28.15-gke.1", &always).err().context("native sidecars on 1.28 were taken")?.to_string();
+    ensure!(old.contains("- osm.injector.nativeSidecars: ") && old.contains("v1.28.15-gke.1"), "{old}");
+    render_for("v1.29.0+k3s1", &always)?;
     let all = render(&values).err().context("all of them were taken")?.to_string();
     ensure!(all.matches("\n- ").count() == values.len(), "not all at once: {all}");
     Ok(())

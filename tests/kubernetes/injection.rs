@@ -2,6 +2,7 @@
 //! how they begin and end. The webhook's own life is in [`webhook`].
 
 mod lifecycle;
+mod older;
 mod probes;
 mod reach;
 mod stored;
@@ -31,18 +32,37 @@ pub(crate) fn trials(trials: &mut Vec<Trial>, missing: Option<&str>) {
     probes::trials(trials, missing, with_envoy);
     reach::trials(trials, missing);
     lifecycle::trials(trials, missing, with_envoy);
+    older::trials(trials, missing, with_envoy);
     webhook::trials(trials, missing);
 }
 
-/// A permissive mesh that scenarios running at the same time share; the last one takes it along.
+/// Where sidecars stand in pods.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    /// Among the init containers, and keep running.
+    Native,
+    /// The first of the ordinary containers, as in clusters older than 1.29.
+    First,
+}
+
+/// A permissive mesh of native sidecars, as [`mesh_of`].
 async fn mesh(cluster: &'static Cluster) -> Result<Arc<Installed>> {
-    static SHARED: Mutex<Weak<Installed>> = Mutex::const_new(Weak::new());
-    let mut shared = SHARED.lock().await;
+    mesh_of(cluster, Form::Native).await
+}
+
+/// A permissive mesh that scenarios running at the same time share; the last one takes it along.
+async fn mesh_of(cluster: &'static Cluster, form: Form) -> Result<Arc<Installed>> {
+    static SHARED: [Mutex<Weak<Installed>>; 2] = [const { Mutex::const_new(Weak::new()) }; 2];
+    let (shared, native) = match form {
+        Form::Native => (&SHARED[0], "auto"),
+        Form::First => (&SHARED[1], "never"),
+    };
+    let mut shared = shared.lock().await;
     if let Some(mesh) = shared.upgrade() {
         return Ok(mesh);
     }
-    let permissive = ["osm.enablePermissiveTrafficPolicy=true"];
-    let mesh = Arc::new(Installed::new(cluster, DataPlane::Oxmesh, &permissive).await?);
+    let values = ["osm.enablePermissiveTrafficPolicy=true", &format!("osm.injector.nativeSidecars={native}")];
+    let mesh = Arc::new(Installed::new(cluster, DataPlane::Oxmesh, &values).await?);
     *shared = Arc::downgrade(&mesh);
     Ok(mesh)
 }

@@ -10,13 +10,14 @@ use oxmesh_tests::{
     load::Load,
 };
 
-use super::{LIMIT, mesh, namespace};
+use super::{Form, LIMIT, mesh, mesh_of, namespace};
 use crate::scenario;
 
 pub(super) fn trials(trials: &mut Vec<Trial>, missing: Option<&str>, with_envoy: Option<&str>) {
     let name = "an application's first request and its last after SIGTERM succeed, and a Job ends by itself";
-    scenario(trials, missing, name, |cluster| first_and_last(cluster, DataPlane::Oxmesh));
-    scenario(trials, with_envoy, &format!("{name} (envoy)"), |cluster| first_and_last(cluster, DataPlane::Envoy));
+    scenario(trials, missing, name, |cluster| first_and_last(cluster, DataPlane::Oxmesh, Form::Native));
+    let envoy = format!("{name} (envoy)");
+    scenario(trials, with_envoy, &envoy, |cluster| first_and_last(cluster, DataPlane::Envoy, Form::Native));
     scenario(trials, missing, "a rollout of 20 pods under load loses no request", rollout);
 }
 
@@ -54,9 +55,14 @@ spec:
 }
 
 /// The application asks at once, in an init container and in its first container, without a second try; on SIGTERM it asks
-/// again, later than any other container would be told to end.
-fn asking(image: &str) -> String {
+/// again, later than any other container would be told to end. Where the sidecar stands among the ordinary containers, the
+/// application's init containers run before there is a mesh, and a Job has to end it.
+fn asking(image: &str, form: Form) -> String {
     let ask = "curl -fsS --max-time 5 http://store:8080/";
+    let (early, end) = match form {
+        Form::Native => (ask, ""),
+        Form::First => ("true", " && curl -fsS -X POST http://127.0.0.1:15000/quitquitquit"),
+    };
     format!(
         r#"
 ---
@@ -71,7 +77,7 @@ spec:
     spec:
       terminationGracePeriodSeconds: 20
       initContainers:
-        - {{name: early, image: {image}, command: [sh, -c, "{ask}"]}}
+        - {{name: early, image: {image}, command: [sh, -c, "{early}"]}}
       containers:
         - name: app
           image: {image}
@@ -88,18 +94,18 @@ spec:
     metadata: {{labels: {{app: buy}}}}
     spec:
       restartPolicy: Never
-      containers: [{{name: app, image: {image}, command: [sh, -c, "{ask}"]}}]
+      containers: [{{name: app, image: {image}, command: [sh, -c, "{ask}{end}"]}}]
 "#
     )
 }
 
-async fn first_and_last(cluster: &'static Cluster, plane: DataPlane) -> Result<()> {
-    let mesh = mesh(cluster).await?;
+pub(super) async fn first_and_last(cluster: &'static Cluster, plane: DataPlane, form: Form) -> Result<()> {
+    let mesh = mesh_of(cluster, form).await?;
     let ns = namespace(&mesh, "ends", plane).await?;
     let image = cluster.image("app");
     ns.apply(&store(&image, 1, 4)).await?;
     ns.rolled_out("deployment/store", LIMIT).await?;
-    ns.apply(&asking(&image)).await?;
+    ns.apply(&asking(&image, form)).await?;
     ns.rolled_out("deployment/buyer", LIMIT).await?;
     ns.wait("job/buy", "condition=Complete", LIMIT).await?;
 

@@ -9,7 +9,7 @@ use oxmesh_tests::{
 };
 use serde_json::Value;
 
-use super::{LIMIT, mesh, namespace};
+use super::{Form, LIMIT, mesh, mesh_of, namespace};
 use crate::scenario;
 
 pub(super) fn trials(trials: &mut Vec<Trial>, missing: Option<&str>) {
@@ -150,6 +150,30 @@ async fn addresses(ns: &Namespace, pod: &str) -> Result<Vec<String>> {
     let text =
         |ip: &Value| ip["ip"].as_str().map(|ip| if ip.contains(':') { format!("[{ip}]") } else { ip.to_owned() });
     Ok(all.iter().filter_map(text).collect())
+}
+
+/// A pod with a sidecar is reached by one with a sidecar, in turn, and gives no byte to who has none.
+pub(super) async fn each_other(cluster: &'static Cluster, plane: DataPlane, form: Form) -> Result<()> {
+    let mesh = mesh_of(cluster, form).await?;
+    let ns = namespace(&mesh, "mutual", plane).await?;
+    let image = cluster.image("app");
+    let stranger = client("stranger", &image, "openservicemesh.io/sidecar-injection: disabled");
+    ns.apply(&[store(&image, ""), client("buyer", &image, ""), stranger].concat()).await?;
+    for pod in ["pod/store", "pod/buyer", "pod/stranger"] {
+        ns.wait(pod, "condition=Ready", LIMIT).await?;
+    }
+    for family in ["-4", "-6"] {
+        answered(&ns, "buyer", &[family, &format!("http://store.{}:8080/", ns.name())]).await?;
+    }
+    for address in addresses(&ns, "store").await? {
+        silent(&ns, "stranger", &address, REQUEST).await?;
+    }
+    let pod = ns.get(["pod", "store"]).await?;
+    for state in pod["status"]["containerStatuses"].as_array().context("no statuses")? {
+        ensure!(state["ready"] == true && state["restartCount"] == 0, "{state}");
+    }
+    ensure!(mesh.nacks().await? == 0);
+    Ok(())
 }
 
 async fn stateful_set(cluster: &'static Cluster) -> Result<()> {
