@@ -56,7 +56,8 @@ pub struct Args {
     pub log_format: Pattern,
 
     /// What to do: serve; validate (read all of the configuration, print OK or the fault, exit); init_only; healthcheck
-    /// (answer probes of TCP ports and nothing else); await_ready (exit 0 when the proxy beside it is ready)
+    /// (answer probes of TCP ports and nothing else); await_ready (exit 0 when the proxy beside it is ready,
+    /// with words after two minutes)
     #[arg(long, value_name = "MODE", default_value = "serve", requires_if("healthcheck", "healthcheck_address"))]
     pub mode: Mode,
 

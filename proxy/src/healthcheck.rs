@@ -12,17 +12,17 @@ use std::{
     time::Duration,
 };
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
-use http_body_util::Full;
+use http_body_util::{BodyExt as _, Full};
 use hyper::{server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     net::{TcpListener, TcpStream},
     signal::unix::{SignalKind, signal},
     sync::Semaphore,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 
 use crate::args::{Args, Mode};
@@ -42,10 +42,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("runtime")?;
     runtime.block_on(async {
         if args.mode == Mode::AwaitReady {
-            while !is_ready(ADMIN).await {
-                sleep(POLL).await;
-            }
-            return Ok(());
+            return await_ready(ADMIN, PATIENCE).await;
         }
         // The first process of a container has no default for these.
         let mut terminate = signal(SignalKind::terminate()).context("signal handlers")?;
@@ -149,22 +146,46 @@ async fn takes_connections(port: u16) -> bool {
     false
 }
 
-/// Whether the proxy with this admin interface is ready.
-async fn is_ready(admin: SocketAddr) -> bool {
+/// Kubelet can't end a pod while a hook runs, so there is an end to it.
+async fn await_ready(admin: SocketAddr, patience: Duration) -> anyhow::Result<()> {
+    let end = Instant::now() + patience;
+    // Each question is a line in the proxy's log.
+    let mut pause = POLL;
+    while let Some(why) = unready(admin).await {
+        if Instant::now() >= end {
+            bail!("not ready after {} s: {why}", patience.as_secs());
+        }
+        sleep(pause).await;
+        pause = (pause * 2).min(SLOWEST_POLL);
+    }
+    Ok(())
+}
+
+/// What keeps the proxy with this admin interface from being ready.
+async fn unready(admin: SocketAddr) -> Option<String> {
     let ask = async {
         let io = TcpStream::connect(admin).await.ok()?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(io)).await.ok()?;
         tokio::spawn(connection);
         let request = Request::get("/ready").header(http::header::HOST, admin.to_string());
         let response = sender.send_request(request.body(Full::<Bytes>::default()).ok()?).await.ok()?;
-        Some(response.status() == StatusCode::OK)
+        let status = response.status();
+        let body = response.into_body().collect().await.ok()?.to_bytes();
+        Some((status, String::from_utf8_lossy(&body).trim().replace('\n', ": ")))
     };
-    timeout(READY_TIMEOUT, ask).await.ok().flatten() == Some(true)
+    match timeout(READY_TIMEOUT, ask).await.ok().flatten() {
+        Some((StatusCode::OK, _)) => None,
+        Some((_, why)) => Some(why),
+        None => Some(format!("the admin interface on {admin} does not answer")),
+    }
 }
 
 /// The admin interface of every sidecar.
 const ADMIN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 15_000);
 const POLL: Duration = Duration::from_millis(100);
+const SLOWEST_POLL: Duration = Duration::from_secs(1);
+/// The longest wait for readiness.
+const PATIENCE: Duration = Duration::from_secs(120);
 const READY_TIMEOUT: Duration = Duration::from_secs(1);
 /// Kubelet gives up sooner as its probe says.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -222,16 +243,17 @@ mod tests {
                 let (io, _) = listener.accept().await.unwrap();
                 let service = service_fn(move |request: Request<hyper::body::Incoming>| async move {
                     assert_eq!(request.uri().path(), "/ready");
-                    let mut response = Response::new(Full::<Bytes>::default());
+                    let mut response = Response::new(Full::new(Bytes::from("WAITING\nfor this\n")));
                     *response.status_mut() = status;
                     Ok::<_, Infallible>(response)
                 });
                 let _ = http1::Builder::new().keep_alive(false).serve_connection(TokioIo::new(io), service).await;
             }
         });
-        assert!(!is_ready(address).await);
-        assert!(is_ready(address).await);
+        assert_eq!(unready(address).await.as_deref(), Some("WAITING: for this"));
+        await_ready(address, Duration::ZERO).await.unwrap();
         serve.await.unwrap();
-        assert!(!is_ready(address).await, "nobody is there");
+        let words = await_ready(address, Duration::ZERO).await.unwrap_err().to_string();
+        assert_eq!(words, format!("not ready after 0 s: the admin interface on {address} does not answer"));
     }
 }

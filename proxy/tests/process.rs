@@ -333,6 +333,29 @@ fn with_a_delay_it_serves_on_after_sigterm_until_the_delay_is_over() {
 }
 
 #[test]
+fn what_has_never_been_ready_has_no_delay() {
+    let directory = tempfile::tempdir().unwrap();
+    let address = directory.path().join("admin");
+    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let ads = "dynamic_resources: { ads_config: { api_type: GRPC, transport_api_version: V3, \
+               grpc_services: [{ envoy_grpc: { cluster_name: app } }] }, lds_config: { ads: {} }, cds_config: { ads: {} } }";
+    let http2 = "type: STATIC
+    typed_extension_protocol_options:
+      envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
+        '@type': type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions
+        explicit_http_config: { http2_protocol_options: {} }";
+    let text = format!("{}{ads}\n", bootstrap(nobody).replace("type: STATIC", http2));
+    let config = file(directory.path(), &text);
+    let flags = ["--shutdown-delay", "1h", "--admin-address-path", address.to_str().unwrap()];
+    let child = program().arg("-c").arg(config).args(flags).stderr(Stdio::null()).spawn().unwrap();
+    let admin = wait_for("the admin address", || std::fs::read_to_string(&address).ok()?.parse().ok());
+    let mut proxy = Proxy { child, admin, _directory: directory };
+    assert_eq!(proxy.get("/ready").0, 503);
+    proxy.signal("TERM");
+    assert_eq!(proxy.exit_code(), Some(0));
+}
+
+#[test]
 fn the_delay_ends_at_quitquitquit_and_at_a_second_signal() {
     let mut proxy = serving_on("1h");
     assert_eq!(proxy.post("/quitquitquit").0, 200);

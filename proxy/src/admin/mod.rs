@@ -240,6 +240,12 @@ impl Admin {
         self.identity.as_ref()?.waits_for()
     }
 
+    /// The first listeners are or were in force.
+    #[must_use]
+    pub fn has_been_ready(&self) -> bool {
+        !matches!(self.state(), State::PreInitializing | State::Initializing)
+    }
+
     fn state(&self) -> State {
         let status = self.status.load();
         if self.failed.load(Relaxed) || self.ending.load(Relaxed) {

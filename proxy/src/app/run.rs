@@ -80,7 +80,9 @@ pub(super) async fn serve(args: &Args, parts: Parts, logging: Logging, workers: 
         logging.reopen();
         shared.sinks.reopen();
     };
-    serve_on(args.shutdown_delay, &mut signals, &mut asked, &close, reopen_logs).await;
+    // What has never been ready has nothing to serve on.
+    let delay = || if admin.has_been_ready() { args.shutdown_delay } else { Duration::ZERO };
+    serve_on(delay, &mut signals, &mut asked, &close, reopen_logs).await;
     admin.ending();
     close_listeners(&close, Close::All).await;
     let grace = args.shutdown_grace;
@@ -109,9 +111,9 @@ async fn begin(agent: Option<Agent>, stream: Option<impl Future<Output = ()> + S
     }
 }
 
-/// Returns `delay` after the first signal to end, or at the second one or at `/quitquitquit`.
+/// Returns `delay`, as it is then, after the first signal to end, or at the second one or at `/quitquitquit`.
 async fn serve_on(
-    delay: Duration,
+    delay: impl Fn() -> Duration,
     signals: &mut Signals,
     asked: &mut mpsc::Receiver<Ask>,
     close: &mpsc::Sender<(Close, oneshot::Sender<()>)>,
@@ -121,9 +123,13 @@ async fn serve_on(
     loop {
         tokio::select! {
             signal = signals.next() => match signal {
-                Asked::End if end.is_some() || delay.is_zero() => return,
+                Asked::End if end.is_some() => return,
                 Asked::End => {
-                    tracing::info!(?delay, "told to end; serving on meanwhile");
+                    let delay = delay();
+                    if delay.is_zero() {
+                        return;
+                    }
+                    tracing::info!(?delay, "told to end; serving on until then");
                     end = Some(Instant::now() + delay);
                 }
                 Asked::ReopenLogs => reopen_logs(),
