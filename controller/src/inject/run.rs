@@ -12,7 +12,7 @@ use tracing::{error, info, warn};
 
 use super::webhook::{Injector, InjectorTls, Snapshots, serve};
 use super::{DataPlane, NativeSidecars, Settings};
-use crate::readiness::Part;
+use crate::readiness::{Part, Readiness};
 use crate::shared::Shared;
 
 /// What the operator chose.
@@ -47,7 +47,7 @@ pub(crate) async fn run(
 ) {
     let native_sidecars = tokio::select! {
         () = stop.cancelled() => return,
-        native = native_sidecars(options.native_sidecars, &client, &shared) => native,
+        native = native_sidecars(options.native_sidecars, &client, &shared.readiness) => native,
     };
     let mesh = &shared.settings;
     let tls = match InjectorTls::new(Arc::clone(&shared.issuer), &mesh.osm_namespace, CERTIFICATE_VALIDITY) {
@@ -81,7 +81,7 @@ pub(crate) async fn run(
 
 /// Asks the API server until what the operator chose can be done: a choice that can't is the operator's to change, or
 /// waits for the server's upgrade.
-async fn native_sidecars(choice: NativeSidecars, client: &Client, shared: &Shared) -> bool {
+async fn native_sidecars(choice: NativeSidecars, client: &Client, readiness: &Readiness) -> bool {
     loop {
         let (why, pause) = match client.apiserver_version().await {
             Ok(version) => match decide(choice, &version) {
@@ -91,7 +91,7 @@ async fn native_sidecars(choice: NativeSidecars, client: &Client, shared: &Share
             Err(error) => (format!("the API server's version is not known yet: {error}"), VERSION_PAUSE),
         };
         warn!(why, "no pod is reviewed yet");
-        shared.readiness.explain(Part::Injector, why);
+        readiness.explain(Part::Injector, why);
         tokio::time::sleep(pause).await;
     }
 }
@@ -124,7 +124,42 @@ const REFUSED_PAUSE: Duration = Duration::from_secs(10);
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+
+    use axum::http::{Request, Response};
+    use bytes::Bytes;
+    use http_body_util::Full;
+    use serde_json::json;
+
     use super::*;
+
+    /// An API server whose version is what `minor` holds at the time.
+    fn server(minor: &Arc<AtomicU32>) -> Client {
+        let minor = Arc::clone(minor);
+        let answer = move |_: Request<kube::client::Body>| {
+            let minor = minor.load(Relaxed);
+            let body = json!({"major": "1", "minor": minor.to_string(), "gitVersion": format!("v1.{minor}.3"),
+                "gitCommit": "", "gitTreeState": "", "buildDate": "", "goVersion": "", "compiler": "", "platform": ""});
+            let response = Response::new(Full::new(Bytes::from(body.to_string())));
+            std::future::ready(Ok::<_, std::io::Error>(response))
+        };
+        Client::new(tower::service_fn(answer), "default")
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn always_waits_with_words_until_the_server_has_them() {
+        let minor = Arc::new(AtomicU32::new(28));
+        let (client, readiness) = (server(&minor), Readiness::default());
+        assert!(!native_sidecars(NativeSidecars::Auto, &client, &readiness).await);
+        readiness.wait(Part::Injector, "not yet");
+        let waiting = native_sidecars(NativeSidecars::Always, &client, &readiness);
+        tokio::pin!(waiting);
+        assert!(tokio::time::timeout(Duration::from_secs(60), &mut waiting).await.is_err());
+        let words = readiness.awaited().concat();
+        assert!(words.contains("v1.28.3") && words.contains("osm.injector.nativeSidecars"), "{words}");
+        minor.store(29, Relaxed);
+        assert!(waiting.await);
+    }
 
     #[test]
     fn native_sidecars_come_with_1_29_unless_the_operator_says_otherwise() {
