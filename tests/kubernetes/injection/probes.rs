@@ -62,7 +62,7 @@ pub(super) async fn each_kind(cluster: &'static Cluster, plane: DataPlane, form:
     let image = cluster.image("app");
     let patient = 600;
     let living = match form {
-        Form::Native => 1,
+        Form::Native => 4,
         // Beside an Envoy the application starts before there is somebody to pass its probes on.
         Form::First => 15,
     };
