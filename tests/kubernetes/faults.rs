@@ -10,10 +10,7 @@ use oxmesh_tests::{
     installed::{DataPlane, Installed},
 };
 
-use crate::{
-    disruptive, scenario,
-    steady::{Steady, metric},
-};
+use crate::{disruptive, scenario, steady::Steady};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -48,7 +45,7 @@ async fn controllers(cluster: &'static Cluster) -> Result<()> {
         Ok(())
     })
     .await?;
-    streams(cluster, &mesh).await?;
+    streams(&mesh).await?;
     written(&steady, "one-is-gone").await?;
 
     for pod in pods(cluster, &mesh).await? {
@@ -61,7 +58,7 @@ async fn controllers(cluster: &'static Cluster) -> Result<()> {
     })
     .await?;
     mesh.ready(LIMIT).await?;
-    streams(cluster, &mesh).await?;
+    streams(&mesh).await?;
     written(&steady, "all-are-new").await?;
     steady.all_ok().await?;
     steady.follows(&mesh).await?;
@@ -103,9 +100,9 @@ async fn leader(cluster: &Cluster, mesh: &Installed) -> Result<String> {
 }
 
 /// Waits until both sidecars of the load are connected.
-async fn streams(cluster: &Cluster, mesh: &Installed) -> Result<()> {
+async fn streams(mesh: &Installed) -> Result<()> {
     eventually("both sidecars are connected", LIMIT, || async {
-        let connected = metric(cluster, mesh, "osm_proxy_connect_count").await?;
+        let connected = mesh.metric("osm_proxy_connect_count").await?;
         ensure!((connected - 2.0).abs() < 0.1, "{connected}");
         Ok(())
     })
@@ -139,7 +136,7 @@ async fn reinstalled(cluster: &'static Cluster) -> Result<()> {
     mesh.install(DataPlane::Oxmesh, &[]).await?;
     mesh.ready(LIMIT).await?;
     ensure!(!before.is_empty() && cluster.kubectl(secret).await? == before, "the root has changed");
-    streams(cluster, &mesh).await?;
+    streams(&mesh).await?;
     steady.all_ok().await?;
     steady.follows(&mesh).await?;
     // The load's pod, which has ended, may be on its way out still.
@@ -163,7 +160,7 @@ async fn outage(cluster: &'static Cluster) -> Result<()> {
         })
         .await?;
     }
-    streams(cluster, &mesh).await?;
+    streams(&mesh).await?;
     written(&steady, "after-outage").await?;
     steady.all_ok().await?;
     steady.follows(&mesh).await?;

@@ -22,10 +22,7 @@ use prost::Message as _;
 use rcgen::{CertificateParams, DistinguishedName, KeyPair};
 use serde_json::{Value, json};
 
-use crate::{
-    scenario,
-    steady::{Steady, metric},
-};
+use crate::{scenario, steady::Steady};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -189,7 +186,7 @@ async fn renewed(cluster: &'static Cluster, data_plane: DataPlane) -> Result<()>
         DataPlane::Oxmesh => "oxmesh_csr_signed_count",
         DataPlane::Envoy => "osm_cert_issued_count",
     };
-    let issued = metric(cluster, &mesh, count).await?;
+    let issued = mesh.metric(count).await?;
     ensure!(issued >= 6.0, "two sidecars, and {issued} certificates in 30 s");
     ensure!(mesh.nacks().await? == 0);
     Ok(())

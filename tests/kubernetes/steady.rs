@@ -73,19 +73,3 @@ impl Steady {
         Ok(())
     }
 }
-
-/// The sum of a metric over the control plane's pods, by the beginning of its lines.
-pub(crate) async fn metric(cluster: &Cluster, mesh: &Installed, line: &str) -> Result<f64> {
-    let pods = ["-n", mesh.name(), "get", "pods", "-l", "app=osm-controller", "-o", "name"];
-    let mut sum = 0.0;
-    for pod in cluster.kubectl(pods).await?.lines() {
-        let name = pod.trim_start_matches("pod/");
-        let path = format!("/api/v1/namespaces/{}/pods/{name}:9091/proxy/metrics", mesh.name());
-        let text = cluster.kubectl(["get", "--raw", &path]).await?;
-        for found in text.lines().filter(|l| l.starts_with(line)) {
-            let value = found.rsplit(' ').next().context("a value")?;
-            sum += value.parse::<f64>().with_context(|| found.to_owned())?;
-        }
-    }
-    Ok(sum)
-}

@@ -158,8 +158,11 @@ impl Installed {
     /// When a pod of the control plane doesn't answer.
     pub async fn metric(&self, metric: &str) -> Result<f64> {
         let mut sum = 0.0;
-        for pod in self.kubectl(["get", "pods", "-l", "app=osm-controller", "-o", "name"]).await?.lines() {
-            let name = pod.trim_start_matches("pod/");
+        // Those that are going may answer no more.
+        let names =
+            "go-template={{range .items}}{{if not .metadata.deletionTimestamp}}{{.metadata.name}} {{end}}{{end}}";
+        let pods = self.kubectl(["get", "pods", "-l", "app=osm-controller", "-o", names]).await?;
+        for name in pods.split_whitespace() {
             let path = format!("/api/v1/namespaces/{}/pods/{name}:9091/proxy/metrics", self.name);
             let text = self.cluster.kubectl(["get", "--raw", &path]).await?;
             let lines = text.lines().filter(|line| line.split(['{', ' ']).next() == Some(metric));
