@@ -30,7 +30,7 @@ pub(crate) fn trials(trials: &mut Vec<Trial>, missing: Option<&str>) {
 async fn controllers(cluster: &'static Cluster) -> Result<()> {
     let mesh = Installed::new(cluster, DataPlane::Oxmesh, &["osm.osmController.replicaCount=2"]).await?;
     mesh.ready(LIMIT).await?;
-    let first = pods(cluster, &mesh).await?;
+    let first = mesh.controllers().await?;
     ensure!(first.len() == 2, "{first:?}");
     one_root(cluster, &mesh, &first).await?;
     let steady = Steady::start(cluster, &mesh, 40).await?;
@@ -48,11 +48,11 @@ async fn controllers(cluster: &'static Cluster) -> Result<()> {
     streams(&mesh).await?;
     written(&steady, "one-is-gone").await?;
 
-    for pod in pods(cluster, &mesh).await? {
+    for pod in mesh.controllers().await? {
         cluster.kubectl(["-n", mesh.name(), "delete", "pod", &pod, "--wait=false"]).await?;
     }
     eventually("all controllers are new", LIMIT, || async {
-        let now = pods(cluster, &mesh).await?;
+        let now = mesh.controllers().await?;
         ensure!(now.len() == 2 && now.is_disjoint(&first), "{now:?}");
         Ok(())
     })
@@ -81,14 +81,6 @@ async fn one_root(cluster: &Cluster, mesh: &Installed, pods: &BTreeSet<String>) 
     let (root, trusted) = (cluster.kubectl(secret).await?, cluster.kubectl(bundle).await?);
     ensure!(!root.is_empty() && root == trusted, "the API server trusts another root than the Secret's");
     Ok(())
-}
-
-async fn pods(cluster: &Cluster, mesh: &Installed) -> Result<BTreeSet<String>> {
-    // Those that are going are of no interest.
-    let template = "{{range .items}}{{if not .metadata.deletionTimestamp}}{{.metadata.name}} {{end}}{{end}}";
-    let output = format!("go-template={template}");
-    let said = cluster.kubectl(["-n", mesh.name(), "get", "pods", "-l", "app=osm-controller", "-o", &output]).await?;
-    Ok(said.split_whitespace().map(ToOwned::to_owned).collect())
 }
 
 /// The pod that holds the lease.
@@ -128,7 +120,7 @@ async fn reinstalled(cluster: &'static Cluster) -> Result<()> {
     let before = cluster.kubectl(secret).await?;
     mesh.oxmesh(["uninstall", "mesh", "-f"]).await?;
     eventually("the control plane is gone", LIMIT, || async {
-        let left = pods(cluster, &mesh).await?;
+        let left = mesh.controllers().await?;
         ensure!(left.is_empty(), "{left:?}");
         Ok(())
     })

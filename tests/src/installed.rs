@@ -4,6 +4,7 @@
 //! by side. Everything goes when it is dropped.
 
 use std::{
+    collections::BTreeSet,
     process::{Command as Blocking, Stdio},
     sync::atomic::{AtomicU32, Ordering},
     time::Duration,
@@ -143,6 +144,17 @@ impl Installed {
         self.kubectl(["rollout", "status", "deploy/osm-controller", &limit]).await.map(|_| ())
     }
 
+    /// Names of the control plane's pods, without those that are going: they may answer no more.
+    ///
+    /// # Errors
+    /// When the API server doesn't answer.
+    pub async fn controllers(&self) -> Result<BTreeSet<String>> {
+        let names =
+            "go-template={{range .items}}{{if not .metadata.deletionTimestamp}}{{.metadata.name}} {{end}}{{end}}";
+        let said = self.kubectl(["get", "pods", "-l", "app=osm-controller", "-o", names]).await?;
+        Ok(said.split_whitespace().map(ToOwned::to_owned).collect())
+    }
+
     /// Updates that sidecars have refused since the control plane's pods started.
     ///
     /// # Errors
@@ -158,11 +170,7 @@ impl Installed {
     /// When a pod of the control plane doesn't answer.
     pub async fn metric(&self, metric: &str) -> Result<f64> {
         let mut sum = 0.0;
-        // Those that are going may answer no more.
-        let names =
-            "go-template={{range .items}}{{if not .metadata.deletionTimestamp}}{{.metadata.name}} {{end}}{{end}}";
-        let pods = self.kubectl(["get", "pods", "-l", "app=osm-controller", "-o", names]).await?;
-        for name in pods.split_whitespace() {
+        for name in self.controllers().await? {
             let path = format!("/api/v1/namespaces/{}/pods/{name}:9091/proxy/metrics", self.name);
             let text = self.cluster.kubectl(["get", "--raw", &path]).await?;
             let lines = text.lines().filter(|line| line.split(['{', ' ']).next() == Some(metric));
